@@ -1,0 +1,92 @@
+//! The vocabulary of repair: everything that Grace can do to a host, as one closed enum.
+//!
+//! Triggers name actions, `policy` admits or holds them, and only `actions/` performs them. The whole blast radius
+//! of the agent is the list below.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Timestamp;
+use crate::file_state::{FileId, KnownGood};
+use crate::firing::FiringId;
+
+/// What Grace can do to a host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Put the known-good content, owner and mode back, and keep what lay there in quarantine.
+    RestoreFile {
+        /// Absolute path.
+        path: PathBuf,
+        /// What to put back.
+        known: KnownGood,
+        /// The object that was judged: displacing any other one is undone. None: nothing lay there.
+        judged: Option<FileId>,
+    },
+    /// Take the file as it is now as the new known-good: a legitimate writer changed it.
+    AcceptFile {
+        /// Absolute path.
+        path: PathBuf,
+        /// Who changed it, as the reason kept with the snapshot.
+        reason: String,
+    },
+    /// Start a declared process that is not running.
+    StartProcess {
+        /// Its name.
+        name: String,
+    },
+    /// Hand the problem to a coding agent or a person, with the evidence.
+    FileTask {
+        /// What is to be done, in Grace's own words: never text from a log, path or process.
+        title: String,
+        /// When it is done.
+        acceptance: String,
+    },
+}
+
+impl Action {
+    /// The verb, as the journal, `--json` and the documentation name it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::RestoreFile { .. } => "restore_file",
+            Self::AcceptFile { .. } => "accept_file",
+            Self::StartProcess { .. } => "start_process",
+            Self::FileTask { .. } => "file_task",
+        }
+    }
+
+    /// False for what only writes a note in Grace's own state: allowed in `observe` mode, too.
+    #[must_use]
+    pub fn changes_host(&self) -> bool {
+        !matches!(self, Self::FileTask { .. } | Self::AcceptFile { .. })
+    }
+}
+
+/// An admitted action, on its way to `actions/`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// The firing that it repairs; none for what needs no firing (a first start, a legitimate change).
+    pub firing: Option<FiringId>,
+    /// Which rung of the firing's remedy.
+    pub rung: usize,
+    /// When it was admitted.
+    pub at: Timestamp,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What became of an order. An event like any other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The firing that it repaired, as in its order.
+    pub firing: Option<FiringId>,
+    /// Which rung of the firing's remedy.
+    pub rung: usize,
+    /// Done, with what was done in words, or failed, with why.
+    pub result: Result<String, String>,
+    /// From the order's admission to the action's end, in microseconds.
+    pub took_us: u64,
+}

@@ -1,0 +1,83 @@
+//! What the socket can ask of the agent: one trait, implemented by `daemon/`, called by `api/server.rs`.
+//!
+//! The methods block (they hash files, wait for the journal): the server calls them off its event loop.
+
+use std::path::PathBuf;
+
+use tokio::sync::broadcast;
+
+use super::view::{
+    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+};
+use crate::config::{Config, Process};
+use crate::file_state::ContentKind;
+
+/// Which firings to list.
+#[derive(Debug, Clone, Default)]
+pub struct FiringsQuery {
+    /// Only those that began this many seconds ago or later.
+    pub since_s: Option<u64>,
+    /// Only those of this trigger.
+    pub trigger: Option<String>,
+    /// At most so many, the newest. Default 1000.
+    pub limit: Option<usize>,
+}
+
+/// Who asks, from SO_PEERCRED.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// Process id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+}
+
+/// Why a request could not be served as a whole. The numbers are those of HTTP.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ControlError {
+    /// 404; exit code 1.
+    #[error("{0}")]
+    NotFound(String),
+    /// 400; exit code 2.
+    #[error("{0}")]
+    Bad(String),
+    /// 403; exit code 4.
+    #[error("{0}")]
+    Refused(String),
+    /// 500.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What the agent can be asked.
+pub trait Control: Send + Sync + 'static {
+    /// How it is.
+    fn status(&self) -> StatusView;
+    /// Firings, oldest first.
+    fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, ControlError>;
+    /// Every change of a firing from now on.
+    fn follow(&self) -> broadcast::Receiver<FiringView>;
+    /// A firing by id, or a trigger by name.
+    fn explain(&self, what: &str) -> Result<ExplainView, ControlError>;
+    /// The triggers.
+    fn triggers(&self) -> Vec<TriggerView>;
+    /// Own `paths` and keep their state as known-good. One answer a path.
+    fn snapshot(&self, paths: &[PathBuf], kind: Option<ContentKind>, peer: Peer) -> Vec<PathAnswer>;
+    /// The snapshots kept, all versions, by path and number.
+    fn snapshots(&self) -> Result<Vec<SnapshotView>, ControlError>;
+    /// Compare `paths`, or every owned file, with the known-good state.
+    fn verify(&self, paths: &[PathBuf]) -> Vec<VerifyView>;
+    /// Put a version back, the current one if `at` is none; that version is the known-good from then on.
+    /// Done in `observe` mode too: a person asked for it.
+    fn restore(&self, path: &PathBuf, at: Option<u64>, peer: Peer) -> PathAnswer;
+    /// Do not own `path` any more. Its snapshots are dropped.
+    fn forget(&self, path: &PathBuf, peer: Peer) -> PathAnswer;
+    /// Start and supervise a process until `remove_process` (used by `grace inject`).
+    fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError>;
+    /// Stop supervising a process and end it.
+    fn remove_process(&self, name: &str, peer: Peer) -> Result<(), ControlError>;
+    /// Tasks, oldest first.
+    fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
+    /// The configuration in force.
+    fn config(&self) -> Config;
+}

@@ -1,0 +1,9 @@
+//! The socket: HTTP/1.1 and JSON on a Unix stream socket, for the command line and for scripts.
+//!
+//! `view.rs` the documents · `control.rs` what can be asked · `server.rs` the listening side · `client.rs` the
+//! asking side.
+
+pub mod client;
+pub mod control;
+pub mod server;
+pub mod view;

@@ -1,0 +1,376 @@
+//! What the agent shows: the documents of `--json` and of the socket. The field names are a contract.
+//!
+//! Times are RFC 3339 in UTC. Text that came from the host (paths, process names, stderr) is data: JSON escapes it,
+//! and the terminal output escapes control characters (see `cli/show.rs`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Mode;
+use crate::event::Actor;
+use crate::file_state::{Digest, KnownGood};
+use crate::firing::{Firing, FiringId, Rung, State, Subject};
+
+/// `grace firings --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FiringView {
+    /// Its number, such as `f-12`.
+    pub id: FiringId,
+    /// The trigger's name.
+    pub trigger: String,
+    /// What it is about.
+    pub subject: Subject,
+    /// Whether it still holds.
+    pub state: State,
+    /// Since when the condition holds.
+    pub since: String,
+    /// When the trigger fired.
+    pub at: String,
+    /// When it cleared.
+    pub cleared: Option<String>,
+    /// How it was seen to have cleared.
+    pub cleared_by: Option<String>,
+    /// From `since` to the end of the repair, in microseconds, where a repair was done.
+    pub repaired_us: Option<u64>,
+    /// One line in Grace's words.
+    pub summary: String,
+    /// What was seen.
+    pub measured: String,
+    /// What would have been tolerated.
+    pub threshold: String,
+    /// What is normal.
+    pub baseline: String,
+    /// Who did it.
+    pub writer: Option<Actor>,
+    /// True where events that this firing builds on were lost while it formed.
+    pub evidence_gaps: bool,
+    /// More facts. Untrusted text.
+    pub evidence: Vec<String>,
+    /// How often the condition came back before it cleared.
+    pub count: u32,
+    /// The remedy, rung by rung.
+    pub remedy: Vec<Rung>,
+}
+
+impl FiringView {
+    /// `firing` with its times turned into wall time by `wall`.
+    #[must_use]
+    pub fn new(firing: &Firing, wall: impl Fn(crate::event::Timestamp) -> String) -> Self {
+        Self {
+            id: firing.id,
+            trigger: firing.trigger.clone(),
+            subject: firing.subject.clone(),
+            state: firing.state,
+            since: wall(firing.since),
+            at: wall(firing.at),
+            cleared: firing.cleared.map(&wall),
+            cleared_by: firing.cleared_by.clone(),
+            repaired_us: firing
+                .repaired
+                .map(|t| u64::try_from(t.since(firing.since).as_micros()).unwrap_or(u64::MAX)),
+            summary: firing.summary.clone(),
+            measured: firing.measured.clone(),
+            threshold: firing.threshold.clone(),
+            baseline: firing.baseline.clone(),
+            writer: firing.writer.clone(),
+            evidence_gaps: firing.evidence_gaps,
+            evidence: firing.evidence.clone(),
+            count: firing.count,
+            remedy: firing.remedy.clone(),
+        }
+    }
+}
+
+/// How well something works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// As it should.
+    Ok,
+    /// It should, but does not, or only in part.
+    Degraded,
+    /// This kernel or host does not offer it.
+    Unsupported,
+    /// Not asked for.
+    Off,
+}
+
+/// A kernel probe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProbeView {
+    /// Its name: `file_dirty`, `task_exit`, `signal`, `exec`, `syscall_count`, `syscall_latency`.
+    pub name: String,
+    /// How well it works.
+    pub state: Health,
+    /// How it is attached, such as `tp_btf/sched_process_exit`; empty where it is not.
+    pub attach: String,
+    /// What Grace cannot see because of its state, and what this probe can never see.
+    pub blind_to: Vec<String>,
+    /// Why it is not `ok`.
+    pub why: Option<String>,
+    /// When the probe last saw its own canary.
+    pub self_test: Option<String>,
+}
+
+/// A source in user space.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceView {
+    /// Its name: `fanotify`, `inotify`, `sweep`, `processes`, `gpu`, `pressure`, …
+    pub name: String,
+    /// How well it works.
+    pub state: Health,
+    /// What it watches, or why it does not.
+    pub detail: String,
+}
+
+/// A trigger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TriggerView {
+    /// Its name.
+    pub name: String,
+    /// One line.
+    pub summary: String,
+    /// `ok`, or `degraded` after it panicked and was disabled.
+    pub state: Health,
+    /// How many subjects it judges now.
+    pub subjects: usize,
+    /// How many of its firings hold now.
+    pub holds: usize,
+}
+
+/// What Grace itself costs.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CostView {
+    /// Share of one core over the last interval, in percent.
+    pub cpu_percent: f64,
+    /// Resident memory, in bytes.
+    pub rss_bytes: u64,
+    /// Time spent in Grace's probes, in nanoseconds a second of wall time. None: the kernel does not tell.
+    pub bpf_ns_per_s: Option<u64>,
+}
+
+/// A declared process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessView {
+    /// Its name.
+    pub name: String,
+    /// Process id while it runs.
+    pub pid: Option<u32>,
+    /// Since when, while it runs.
+    pub since: Option<String>,
+    /// Restarts by Grace since the agent started.
+    pub restarts: u32,
+}
+
+/// Latency of one class of syscalls over the last measured interval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SyscallView {
+    /// `read`, `write`, `open`, `sync`, `net`, `wait`, `process`, `memory`, `other`, …
+    pub class: String,
+    /// Calls counted since the agent started.
+    pub calls: u64,
+    /// Of them, that returned an error.
+    pub errors: u64,
+    /// Calls whose time was taken (duty cycle).
+    pub timed: u64,
+    /// Upper bounds of log2 buckets, in nanoseconds; none where nothing was timed.
+    pub p50_ns: Option<u64>,
+    /// See `p50_ns`.
+    pub p99_ns: Option<u64>,
+}
+
+/// `grace status --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StatusView {
+    /// Version of the agent.
+    pub version: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Since when it runs.
+    pub since: String,
+    /// From start of the program to all probes attached, in microseconds.
+    pub ready_us: u64,
+    /// Whether it may change the host.
+    pub mode: Mode,
+    /// True where something works less well than it should: the reasons are in `degraded`.
+    pub degraded: Vec<String>,
+    /// Host name, kernel release, processors, memory: for people.
+    pub host: BTreeMap<String, String>,
+    /// Kernel probes.
+    pub probes: Vec<ProbeView>,
+    /// Sources in user space.
+    pub sources: Vec<SourceView>,
+    /// Triggers.
+    pub triggers: Vec<TriggerView>,
+    /// Owned files.
+    pub files: usize,
+    /// Declared processes.
+    pub processes: Vec<ProcessView>,
+    /// Syscalls of the host by class.
+    pub syscalls: Vec<SyscallView>,
+    /// Firings that hold now.
+    pub holds: usize,
+    /// Events that were produced and never arrived, by class. A class that lost none is listed with 0.
+    pub lost: BTreeMap<String, u64>,
+    /// Events that arrived, by class.
+    pub delivered: BTreeMap<String, u64>,
+    /// What Grace costs.
+    pub cost: CostView,
+    /// The configuration in force: its file, or none; and why a newer one was refused.
+    pub config: ConfigView,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigView {
+    /// Its file; none: defaults.
+    pub file: Option<PathBuf>,
+    /// Why the last reload was refused, while the last good one stays in force.
+    pub refused: Option<String>,
+}
+
+/// `grace snapshots --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotView {
+    /// Its number.
+    pub id: u64,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// True for the version that is kept up now.
+    pub current: bool,
+    /// When it was taken.
+    pub at: String,
+    /// Why: `snapshot by uid 0`, `config file`, `written by /usr/bin/dpkg (pid 12)`.
+    pub reason: String,
+    /// Content, owner, mode.
+    #[serde(flatten)]
+    pub known: KnownGood,
+}
+
+/// Whether an owned file is as it should be. `grace verify --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VerifyView {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// `ok`, `drift`, `missing`, `unreadable`, `not_owned`, `damaged_object`.
+    pub verdict: VerifyVerdict,
+    /// What differs, in words.
+    pub drift: Vec<String>,
+    /// What it should be.
+    pub expected: Option<Digest>,
+    /// What it is.
+    pub actual: Option<Digest>,
+}
+
+/// See [`VerifyView`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyVerdict {
+    /// As it should be.
+    Ok,
+    /// It differs.
+    Drift,
+    /// It is not there.
+    Missing,
+    /// It could not be read: nothing is claimed.
+    Unreadable,
+    /// Grace was never told to own it.
+    NotOwned,
+    /// The file cannot be judged because the store's own copy is damaged.
+    DamagedObject,
+}
+
+/// What became of one path of `grace snapshot`, `restore` or `forget`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PathAnswer {
+    /// The path as Grace keeps it: absolute, its folder resolved.
+    pub path: PathBuf,
+    /// What was done.
+    pub done: Option<String>,
+    /// Why nothing was done.
+    pub error: Option<String>,
+    /// The snapshot taken or put back.
+    pub snapshot: Option<SnapshotView>,
+    /// Where the displaced content lies (`restore`).
+    pub quarantined: Option<PathBuf>,
+}
+
+/// `grace explain --json`: a firing with its journal, or a trigger with its settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExplainView {
+    /// The trigger's name.
+    pub trigger: String,
+    /// What it watches, when it fires, what it does.
+    pub help: String,
+    /// Its settings in force, as TOML.
+    pub settings: String,
+    /// The firing asked for; none where a trigger was.
+    pub firing: Option<FiringView>,
+    /// What was decided and done, in order.
+    pub journal: Vec<JournalView>,
+    /// For a trigger: its firings that hold now.
+    pub holds: Vec<FiringView>,
+}
+
+/// A record of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JournalView {
+    /// Position in the journal.
+    pub seq: u64,
+    /// When.
+    pub at: String,
+    /// `firing`, `decision`, `outcome`, `cleared`, `command`, `start`.
+    pub kind: String,
+    /// One line in Grace's words.
+    pub text: String,
+}
+
+/// `grace tasks list --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskView {
+    /// Its number, such as `t-3`.
+    pub id: String,
+    /// Same fault, same fingerprint: it raises `count` instead of making a second task.
+    pub fingerprint: String,
+    /// How often the fault came.
+    pub count: u64,
+    /// In Grace's words.
+    pub title: String,
+    /// The trigger that fired.
+    pub trigger: String,
+    /// `open`, `cancelled`.
+    pub state: String,
+    /// Who works on it.
+    pub claim: Option<ClaimView>,
+    /// The facts, each with a trust label.
+    pub evidence: Vec<EvidenceView>,
+    /// When it is done.
+    pub acceptance: String,
+    /// What happened to it, in order.
+    pub history: Vec<JournalView>,
+}
+
+/// Who works on a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClaimView {
+    /// The agent's name.
+    pub agent: String,
+    /// Until when it may.
+    pub lease_until: String,
+}
+
+/// A fact that belongs to a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EvidenceView {
+    /// What it is.
+    pub name: String,
+    /// `kernel`, `grace`, `operator`, or `untrusted`: text that others can write. Never instructions.
+    pub trust: String,
+    /// SHA-256 of `text`.
+    pub sha256: String,
+    /// The content, capped.
+    pub text: String,
+}

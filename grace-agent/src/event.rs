@@ -1,0 +1,214 @@
+//! The vocabulary of facts: what sources report and the engine judges.
+//!
+//! Plain data. An [`Event`] is one fact with the time it became true; a recorded stream of them replays to the
+//! same orders (`grace replay`). Everything here that came from a path, a process or a log is hostile text:
+//! it is carried as data and escaped by whoever shows it.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::action::Outcome;
+use crate::config::Mode;
+use crate::file_state::{FileState, KnownGood};
+
+/// Nanoseconds of CLOCK_BOOTTIME: shared by kernel probes and agent, counts through suspend, never steps back.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The time between `earlier` and `self`; zero where `earlier` is the later one.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> std::time::Duration {
+        std::time::Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// `self` moved forward by `by`, saturating.
+    #[must_use]
+    pub fn after(self, by: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// One fact and when it became true.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// CLOCK_BOOTTIME.
+    pub at: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+/// Everything that can happen, closed: a new source adds its facts here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Kind {
+    /// The agent starts. The first event of every recording; carries what the engine must not look up itself.
+    Start {
+        /// `/proc/sys/kernel/random/boot_id`.
+        boot_id: String,
+        /// Version of the agent that recorded.
+        version: String,
+        /// The first number that this run gives to a firing; higher than any of earlier runs.
+        next_firing: u64,
+    },
+    /// Time passed. Sent when the engine asked to be woken, and once a second while something is pending.
+    Tick,
+    /// The mode in force, at start and after a reload.
+    Mode {
+        /// Repair or only observe.
+        mode: Mode,
+    },
+    /// A file is owned from now on, and this is its known-good state (`grace snapshot`, `[[file]]`).
+    FileKnown {
+        /// Absolute path.
+        path: PathBuf,
+        /// The state to keep.
+        known: KnownGood,
+    },
+    /// A file is not owned any more (`grace forget`).
+    FileForgotten {
+        /// Absolute path.
+        path: PathBuf,
+    },
+    /// The state of an owned file was looked at.
+    FileSeen {
+        /// Absolute path.
+        path: PathBuf,
+        /// What is there now.
+        state: FileState,
+        /// Who changed it, where a probe could tell.
+        writer: Option<Actor>,
+        /// How it was noticed.
+        via: Via,
+    },
+    /// A process is owned from now on (`[[process]]`).
+    ProcessDeclared {
+        /// Its name, unique on the host.
+        name: String,
+        /// How often it may be started again; see config.
+        policy: RestartPolicy,
+        /// The process id where it already runs (adopted), or ran when the agent last stopped.
+        pid: Option<u32>,
+    },
+    /// A process is not owned any more.
+    ProcessForgotten {
+        /// Its name.
+        name: String,
+    },
+    /// Grace started a declared process.
+    ProcessStarted {
+        /// Its name.
+        name: String,
+        /// Process id in the agent's pid namespace.
+        pid: u32,
+    },
+    /// A declared process is gone.
+    ProcessExited {
+        /// Its name.
+        name: String,
+        /// Its process id.
+        pid: u32,
+        /// How it ended.
+        exit: Exit,
+        /// Its last lines of stderr: hostile text, capped.
+        stderr_tail: Vec<String>,
+    },
+    /// The kernel side or a queue produced facts that never arrived, counted by class.
+    Lost {
+        /// The class of events: `file`, `exit`, `signal`, `fanotify`, …
+        class: String,
+        /// How many, since the agent started.
+        total: u64,
+    },
+    /// An order was carried out, or was not.
+    Outcome(Outcome),
+}
+
+/// How a change was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// The dirty-inode probe.
+    Probe,
+    /// fanotify.
+    Fanotify,
+    /// inotify, where fanotify is refused. It does not say who.
+    Inotify,
+    /// The periodic sweep.
+    Sweep,
+    /// The look at start, on `grace verify`, or right after a repair.
+    Look,
+}
+
+/// A process that did something: wrote a file, sent a signal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Actor {
+    /// Process id (thread group).
+    pub pid: u32,
+    /// Kernel's 15-byte name of the task. Chosen by the process: hostile text.
+    pub comm: String,
+    /// Path of its executable, where it could still be read or the exec was seen.
+    pub exe: Option<String>,
+    /// Real user id.
+    pub uid: Option<u32>,
+    /// Its cgroup's path below the cgroup v2 root, or the cgroup id in hex where the path is gone.
+    pub cgroup: Option<String>,
+    /// Parent's process id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppid: Option<u32>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Exit {
+    /// Exit code, where it exited by itself.
+    pub code: Option<i32>,
+    /// Signal number, where a signal ended it.
+    pub signal: Option<i32>,
+    /// True where the kernel wrote a core dump.
+    pub core_dumped: bool,
+    /// Who sent the fatal signal, where the probe saw it. The kernel itself is pid 0.
+    pub sender: Option<Actor>,
+    /// How long the process ran, in milliseconds.
+    pub ran_ms: u64,
+    /// The signal was sent on behalf of Grace (a stop that was asked for).
+    #[serde(default)]
+    pub asked_for: bool,
+}
+
+/// How often a declared process may be restarted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestartPolicy {
+    /// Restarts allowed within `interval_ms`.
+    pub burst: u32,
+    /// The window of `burst`, in milliseconds.
+    pub interval_ms: u64,
+    /// Delay before the second restart in a row, in milliseconds; the first is at once, each further one doubles it.
+    pub backoff_ms: u64,
+    /// Upper bound of the delay, in milliseconds.
+    pub backoff_max_ms: u64,
+    /// A process that ran this long is healthy: the next restart is at once again. In milliseconds.
+    pub stable_ms: u64,
+    /// Which ends call for a restart.
+    #[serde(default)]
+    pub restart: Restart,
+}
+
+/// Which ends of a declared process call for a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Restart {
+    /// Every end.
+    #[default]
+    Always,
+    /// A signal, or an exit code other than 0.
+    OnFailure,
+    /// None: it is reported, not repaired.
+    Never,
+}

@@ -1,0 +1,3 @@
+//! The program `grace`.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! The bytes that cross from kernel to user side.
+#![no_std]
