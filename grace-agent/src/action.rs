@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Timestamp;
 use crate::file_state::{FileId, KnownGood};
-use crate::firing::FiringId;
+use crate::firing::{FiringId, Subject};
 
 /// What Grace can do to a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +70,8 @@ impl Action {
 pub struct Order {
     /// The firing that it repairs; none for what needs no firing (a first start, a legitimate change).
     pub firing: Option<FiringId>,
+    /// What the firing is about.
+    pub subject: Subject,
     /// Which rung of the firing's remedy.
     pub rung: usize,
     /// When it was admitted.
@@ -83,6 +85,10 @@ pub struct Order {
 pub struct Outcome {
     /// The firing that it repaired, as in its order.
     pub firing: Option<FiringId>,
+    /// What it was about.
+    pub subject: Subject,
+    /// The verb.
+    pub action: String,
     /// Which rung of the firing's remedy.
     pub rung: usize,
     /// Done, with what was done in words, or failed, with why.

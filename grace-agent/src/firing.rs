@@ -42,6 +42,8 @@ pub enum Verdict {
     Holds(Box<Finding>),
     /// The condition was *seen* not to hold any more, and how. Silence is never a recovery.
     Cleared(Subject, String),
+    /// Something happened and is over; there is nothing to wait for and nothing to do.
+    Happened(Box<Finding>),
     /// Nothing is wrong, but this should be done: a first start, a legitimate change to take over.
     Wants(Subject, Action),
 }

@@ -9,3 +9,7 @@ pub mod event;
 pub mod file_state;
 pub mod firing;
 pub mod triggers;
+pub mod sources;
+pub mod engine;
+pub mod incident;
+pub mod policy;

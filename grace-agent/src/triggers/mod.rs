@@ -1,7 +1,11 @@
 //! The judges: one file per trigger, each pure. A trigger sees events and says verdicts; it reads no clock, file or
 //! network, and names actions without performing them.
 
-use crate::event::{Event, Timestamp};
+pub mod config_drift;
+pub mod health_gap;
+
+use crate::config;
+use crate::event::{Actor, Event, Timestamp};
 use crate::firing::Verdict;
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
@@ -36,4 +40,32 @@ pub trait Trigger: Send {
     }
     /// How many subjects it judges.
     fn subjects(&self) -> usize;
+}
+
+/// All triggers, in the order in which they judge.
+#[must_use]
+pub fn all(config: &config::Triggers) -> Vec<Box<dyn Trigger>> {
+    vec![
+        Box::new(health_gap::HealthGap::new(config.health_gap.clone())),
+        Box::new(config_drift::ConfigDrift::new(config.config_drift.clone())),
+    ]
+}
+
+/// What each trigger is, in the same order.
+#[must_use]
+pub fn specs() -> Vec<&'static Spec> {
+    vec![&health_gap::SPEC, &config_drift::SPEC]
+}
+
+/// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
+pub(crate) fn who(actor: &Actor) -> String {
+    let mut out = format!("{} (pid {}", actor.comm.escape_debug(), actor.pid);
+    if let Some(uid) = actor.uid {
+        out.push_str(&format!(", uid {uid}"));
+    }
+    if let Some(exe) = &actor.exe {
+        out.push_str(&format!(", {}", exe.escape_debug()));
+    }
+    out.push(')');
+    out
 }

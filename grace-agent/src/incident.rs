@@ -1,0 +1,157 @@
+//! An open firing and all that is done about it until it clears: the remedy's ladder. Pure.
+
+use std::time::Duration;
+
+use crate::action::Action;
+use crate::event::Timestamp;
+use crate::firing::{Finding, Firing, FiringId, Rung, RungState, State};
+
+/// A rung that failed is tried again after these delays before the next rung takes over: a full disk or a lost race
+/// may pass.
+pub const RETRIES: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(10)];
+
+/// A repair that was done must be seen to hold within this time; else the next rung takes over.
+pub const SETTLE: Duration = Duration::from_secs(30);
+
+/// A firing that holds, with its remedy.
+#[derive(Debug)]
+pub struct Incident {
+    /// The record.
+    pub firing: Firing,
+    /// The actions of the remedy, as in `firing.remedy`.
+    pub actions: Vec<Action>,
+    /// Why nothing that changes the host is done.
+    pub hold: Option<String>,
+    /// The rung to run next and when.
+    pub next: Option<(usize, Timestamp)>,
+    /// The rung that runs now.
+    pub running: Option<usize>,
+    /// New facts came while a rung ran: begin anew when it ends.
+    replan: Option<Timestamp>,
+    /// How often the current rung failed.
+    failures: usize,
+}
+
+impl Incident {
+    /// A new firing at `at`.
+    #[must_use]
+    pub fn open(id: FiringId, trigger: &str, finding: Finding, at: Timestamp, evidence_gaps: bool) -> Self {
+        let firing = Firing {
+            id,
+            trigger: trigger.to_owned(),
+            subject: finding.subject.clone(),
+            state: State::Holds,
+            since: finding.since,
+            at,
+            cleared: None,
+            cleared_by: None,
+            repaired: None,
+            summary: String::new(),
+            measured: String::new(),
+            threshold: String::new(),
+            baseline: String::new(),
+            writer: None,
+            evidence_gaps,
+            evidence: Vec::new(),
+            count: 0,
+            remedy: Vec::new(),
+        };
+        let mut incident = Self {
+            firing,
+            actions: Vec::new(),
+            hold: None,
+            next: None,
+            running: None,
+            replan: None,
+            failures: 0,
+        };
+        incident.renew(finding, at);
+        incident
+    }
+
+    /// The condition holds again, or still, with new facts.
+    pub fn renew(&mut self, finding: Finding, at: Timestamp) {
+        let firing = &mut self.firing;
+        firing.count = firing.count.saturating_add(1);
+        firing.summary = finding.summary;
+        firing.measured = finding.measured;
+        firing.threshold = finding.threshold;
+        firing.baseline = finding.baseline;
+        firing.writer = finding.writer.or_else(|| firing.writer.take());
+        firing.evidence = finding.evidence;
+        let due = at.after(finding.delay);
+        self.actions = finding.remedy;
+        self.hold = finding.hold;
+        if self.running.is_some() {
+            self.replan = Some(due);
+        } else {
+            self.plan(due);
+        }
+    }
+
+    /// Begins the ladder anew.
+    fn plan(&mut self, due: Timestamp) {
+        self.firing.remedy = self
+            .actions
+            .iter()
+            .map(|a| Rung { action: a.name().to_owned(), state: RungState::Planned, why: None, took_us: None })
+            .collect();
+        self.failures = 0;
+        self.replan = None;
+        self.next = (!self.actions.is_empty()).then_some((0, due));
+    }
+
+    /// The rung `rung` ended.
+    pub fn ended(&mut self, rung: usize, result: &Result<String, String>, took_us: u64, at: Timestamp) {
+        if self.running != Some(rung) {
+            return;
+        }
+        self.running = None;
+        let changes_host = self.firing.remedy.get(rung).is_some_and(|r| {
+            // The remedy may have been replaced while the rung ran; its name then tells which verb it was.
+            r.action != "file_task" && r.action != "accept_file"
+        });
+        if let Some(shown) = self.firing.remedy.get_mut(rung) {
+            (shown.state, shown.why) = match result {
+                Ok(done) => (RungState::Done, Some(done.clone())),
+                Err(why) => (RungState::Failed, Some(why.clone())),
+            };
+            shown.took_us = Some(took_us);
+        }
+        if result.is_ok() && changes_host {
+            self.firing.repaired = Some(at);
+        }
+        if let Some(due) = self.replan {
+            self.plan(due.max(at));
+            return;
+        }
+        self.next = match result {
+            // Done: the next rung's turn comes only if the condition is not seen to clear.
+            Ok(_) if changes_host => self.rung_after(rung).map(|next| (next, at.after(SETTLE))),
+            Ok(_) => None,
+            Err(_) => match RETRIES.get(self.failures) {
+                Some(delay) => {
+                    self.failures += 1;
+                    Some((rung, at.after(*delay)))
+                }
+                None => self.rung_after(rung).map(|next| (next, at)),
+            },
+        };
+    }
+
+    /// The rung after `rung`.
+    #[must_use]
+    pub fn rung_after(&self, rung: usize) -> Option<usize> {
+        (rung + 1 < self.actions.len()).then_some(rung + 1)
+    }
+
+    /// The condition was seen not to hold any more.
+    pub fn clear(&mut self, at: Timestamp, how: String) {
+        self.firing.state = State::Cleared;
+        self.firing.cleared = Some(at);
+        self.firing.cleared_by = Some(how);
+        self.next = None;
+        self.firing.remedy.retain(|rung| rung.state != RungState::Planned);
+    }
+}

@@ -1,0 +1,73 @@
+//! Reading kernel structures whose layout differs from kernel to kernel.
+//!
+//! Rust has no CO-RE field relocations. The loader reads the offsets from the running kernel's BTF and sets the
+//! globals below before the load; they are frozen then, so the verifier knows them as constants and accepts the
+//! plain loads on trusted pointers.
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use grace_common::Task;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] pub static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+offsets! {
+    /// `struct inode`.
+    OFF_INODE_SB;
+    /// `struct inode`.
+    OFF_INODE_INO;
+    /// `struct super_block`.
+    OFF_SB_DEV;
+    /// `struct pt_regs`: `orig_ax` on x86-64, `syscallno` on arm64.
+    OFF_REGS_NR;
+    /// `struct task_struct`.
+    OFF_TASK_TGID;
+    /// `struct task_struct`.
+    OFF_TASK_PID;
+    /// `struct task_struct`.
+    OFF_TASK_EXIT_CODE;
+    /// `struct task_struct`.
+    OFF_TASK_SIGNAL;
+    /// `struct task_struct`.
+    OFF_TASK_START;
+    /// `struct task_struct`.
+    OFF_TASK_PARENT;
+    /// `struct task_struct`.
+    OFF_TASK_LEADER;
+    /// `struct signal_struct`.
+    OFF_SIGNAL_LIVE;
+    /// `struct signal_struct`.
+    OFF_SIGNAL_GROUP_EXIT;
+    /// `struct linux_binprm`.
+    OFF_BPRM_FILENAME;
+    /// `struct kernel_siginfo`.
+    OFF_SIGINFO_CODE;
+}
+
+/// The `T` at `offset` bytes into the structure at `base`.
+///
+/// # Safety
+///
+/// `base` is a pointer that the verifier trusts (a tp_btf argument or a field of one). A wrong offset or a dangling
+/// pointer is refused at load or reads as 0: the kernel handles the fault.
+#[inline(always)]
+pub unsafe fn field<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
+    unsafe { base.add(offset.load() as usize).cast::<T>().read() }
+}
+
+/// Who runs now.
+#[inline(always)]
+pub fn current() -> Task {
+    let ids = bpf_get_current_pid_tgid();
+    Task {
+        tgid: (ids >> 32) as u32,
+        tid: ids as u32,
+        uid: bpf_get_current_uid_gid() as u32,
+        _pad: 0,
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+    }
+}

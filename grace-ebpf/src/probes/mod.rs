@@ -1,0 +1,7 @@
+//! One file per probe, with the same stem as its record in grace-common.
+
+mod exec;
+mod exit;
+mod file;
+mod signal;
+mod syscall;
