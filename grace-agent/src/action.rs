@@ -37,6 +37,11 @@ pub enum Action {
         /// Its name.
         name: String,
     },
+    /// End a declared process: its stop signal, then SIGKILL. Only because a person asked for it.
+    StopProcess {
+        /// Its name.
+        name: String,
+    },
     /// Hand the problem to a coding agent or a person, with the evidence.
     FileTask {
         /// What is to be done, in Grace's own words: never text from a log, path or process.
@@ -54,6 +59,7 @@ impl Action {
             Self::RestoreFile { .. } => "restore_file",
             Self::AcceptFile { .. } => "accept_file",
             Self::StartProcess { .. } => "start_process",
+            Self::StopProcess { .. } => "stop_process",
             Self::FileTask { .. } => "file_task",
         }
     }

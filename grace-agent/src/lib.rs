@@ -13,3 +13,4 @@ pub mod sources;
 pub mod engine;
 pub mod incident;
 pub mod policy;
+pub mod journal;

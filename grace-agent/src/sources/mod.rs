@@ -1,3 +1,8 @@
 //! The sources: each reads the host and produces events. A source never writes to the host and never judges.
 
 pub mod ebpf;
+pub mod fanotify;
+pub mod files;
+pub mod look;
+pub mod processes;
+pub mod who;

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "aya's Pod is a promise about bytes; each use says why it holds")]
 
 mod btf;
+pub mod reader;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};

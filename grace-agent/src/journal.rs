@@ -1,0 +1,455 @@
+//! The durable memory: firings, decisions, outcomes and tasks, in SQLite with WAL and synchronous=FULL.
+//!
+//! One thread owns the writing connection. What waits is committed together: one fsync for many records under load.
+//! An order is carried out only after the commit that holds its decision, so after a crash the journal always names
+//! what was under way.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use sha2::{Digest as _, Sha256};
+
+use crate::action::Outcome;
+use crate::api::control::FiringsQuery;
+use crate::api::view::{EvidenceView, FiringView, JournalView, TaskView};
+use crate::clock;
+use crate::event::Timestamp;
+use crate::firing::{Firing, FiringId, Subject};
+
+/// Rows of the journal that are kept; the oldest go first, at start.
+const KEPT: u64 = 200_000;
+
+/// Jobs taken into one commit at most.
+const BATCH: usize = 1024;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS journal (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    boot_ns INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    firing INTEGER,
+    text TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS journal_firing ON journal (firing) WHERE firing IS NOT NULL;
+CREATE TABLE IF NOT EXISTS firings (
+    id INTEGER PRIMARY KEY,
+    at_ns INTEGER NOT NULL,
+    trigger TEXT NOT NULL,
+    state TEXT NOT NULL,
+    view TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS firings_at ON firings (at_ns);
+CREATE TABLE IF NOT EXISTS tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    fingerprint TEXT NOT NULL UNIQUE,
+    count INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    view TEXT NOT NULL
+);
+";
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database refused.
+    #[error("the journal cannot {what}")]
+    Database {
+        /// What was tried.
+        what: &'static str,
+        /// What SQLite says.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The thread could not be started.
+    #[error("the journal's thread cannot start")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Something to remember.
+#[derive(Debug, Clone)]
+pub enum Record {
+    /// A firing is new or has changed.
+    Firing(Firing),
+    /// An action was admitted, or held and why.
+    Decision {
+        /// When.
+        at: Timestamp,
+        /// The firing, if there is one.
+        firing: Option<FiringId>,
+        /// What it is about.
+        subject: Subject,
+        /// The verb.
+        action: &'static str,
+        /// Admitted, or why not.
+        admitted: Result<(), String>,
+    },
+    /// What became of an order.
+    Outcome {
+        /// When.
+        at: Timestamp,
+        /// What.
+        outcome: Outcome,
+    },
+    /// What a person asked for, or the agent did by itself, in words.
+    Note {
+        /// `command`, `start`, `stop`, `recovery`, `config`.
+        kind: &'static str,
+        /// One line.
+        text: String,
+    },
+}
+
+type Then = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+struct Job {
+    records: Vec<Record>,
+    then: Option<Then>,
+}
+
+/// The journal.
+pub struct Journal {
+    jobs: Mutex<Option<Sender<Job>>>,
+    reader: Mutex<Connection>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Why the last commit failed; none after one that worked.
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Journal {
+    /// Opens it on two connections to the same database, and starts its thread. `changed` hears of every firing
+    /// once it is durable.
+    pub fn open(
+        mut writer: Connection,
+        reader: Connection,
+        changed: impl Fn(FiringView) + Send + 'static,
+    ) -> Result<Self, JournalError> {
+        let fail = |what| move |source| JournalError::Database { what, source };
+        writer.execute_batch(SCHEMA).map_err(fail("make its tables"))?;
+        writer
+            .execute(
+                "DELETE FROM journal WHERE seq <= (SELECT COALESCE(MAX(seq), 0) FROM journal) - ?1",
+                [KEPT],
+            )
+            .map_err(fail("drop its oldest records"))?;
+        let (jobs, received) = channel();
+        let trouble = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&trouble);
+        let thread = std::thread::Builder::new()
+            .name("grace-journal".into())
+            .spawn(move || write(&mut writer, &received, &told, &changed))
+            .map_err(JournalError::Thread)?;
+        Ok(Self {
+            jobs: Mutex::new(Some(jobs)),
+            reader: Mutex::new(reader),
+            thread: Mutex::new(Some(thread)),
+            trouble,
+        })
+    }
+
+    /// Remembers `records`; `then` is called when they are durable, or cannot be and why.
+    pub fn append(&self, records: Vec<Record>, then: Option<Then>) {
+        if let Some(jobs) = &*lock(&self.jobs) {
+            // Fails only after the thread has ended, with the agent.
+            drop(jobs.send(Job { records, then }));
+        }
+    }
+
+    /// Remembers one line.
+    pub fn note(&self, kind: &'static str, text: String) {
+        self.append(vec![Record::Note { kind, text }], None);
+    }
+
+    /// Why the journal cannot be written now.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+
+    /// Writes what waits and ends the thread.
+    pub fn close(&self) {
+        drop(lock(&self.jobs).take());
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic in it was reported when it happened.
+            drop(thread.join());
+        }
+    }
+
+    /// The first number that is free for a firing.
+    pub fn next_firing(&self) -> Result<u64, JournalError> {
+        self.read("count its firings", |db| {
+            db.query_row("SELECT COALESCE(MAX(id), 0) + 1 FROM firings", [], |row| row.get(0))
+        })
+    }
+
+    /// Marks firings of earlier runs that still hold as cleared: whether they hold is found out anew.
+    pub fn close_old(&self, before: u64) -> Result<usize, JournalError> {
+        let open: Vec<(u64, String)> = self.read("list open firings", |db| {
+            let mut query = db.prepare("SELECT id, view FROM firings WHERE state = 'holds' AND id < ?1")?;
+            query.query_map([before], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })?;
+        let now = clock::wall_rfc3339();
+        for (id, view) in &open {
+            let Ok(mut view) = serde_json::from_str::<FiringView>(view) else { continue };
+            view.state = crate::firing::State::Cleared;
+            view.cleared = Some(now.clone());
+            view.cleared_by = Some("the agent started again and judges anew".into());
+            let json = to_json(&view);
+            self.read("close an old firing", |db| {
+                db.execute("UPDATE firings SET state = 'cleared', view = ?2 WHERE id = ?1", params![id, json])
+            })?;
+        }
+        Ok(open.len())
+    }
+
+    /// Firings, oldest first.
+    pub fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, JournalError> {
+        let since = query.since_s.map_or(i64::MIN, |s| {
+            clock::wall_ns().saturating_sub(i64::try_from(s).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+        });
+        let limit = i64::try_from(query.limit.unwrap_or(1000)).unwrap_or(i64::MAX);
+        let mut views: Vec<String> = self.read("list firings", |db| {
+            let mut sql = db.prepare_cached(
+                "SELECT view FROM firings WHERE at_ns >= ?1 AND (?2 IS NULL OR trigger = ?2)
+                 ORDER BY id DESC LIMIT ?3",
+            )?;
+            sql.query_map(params![since, query.trigger, limit], |row| row.get(0))?.collect()
+        })?;
+        views.reverse();
+        Ok(views.iter().filter_map(|view| serde_json::from_str(view).ok()).collect())
+    }
+
+    /// One firing with its records.
+    pub fn firing(&self, id: FiringId) -> Result<Option<(FiringView, Vec<JournalView>)>, JournalError> {
+        let view: Option<String> = self.read("read a firing", |db| {
+            db.query_row("SELECT view FROM firings WHERE id = ?1", [id.0], |row| row.get(0)).optional()
+        })?;
+        let Some(view) = view.and_then(|v| serde_json::from_str(&v).ok()) else { return Ok(None) };
+        let records = self.read("read a firing's records", |db| {
+            let mut sql =
+                db.prepare_cached("SELECT seq, at, kind, text FROM journal WHERE firing = ?1 ORDER BY seq LIMIT 1000")?;
+            sql.query_map([id.0], journal_view)?.collect()
+        })?;
+        Ok(Some((view, records)))
+    }
+
+    /// Tasks, oldest first.
+    pub fn tasks(&self) -> Result<Vec<TaskView>, JournalError> {
+        let views: Vec<String> = self.read("list tasks", |db| {
+            let mut sql = db.prepare_cached("SELECT view FROM tasks ORDER BY id")?;
+            sql.query_map([], |row| row.get(0))?.collect()
+        })?;
+        Ok(views.iter().filter_map(|view| serde_json::from_str(view).ok()).collect())
+    }
+
+    /// Files a task for the firing `id`, or raises the count of the one that is open for the same fault.
+    /// Durable when it returns.
+    pub fn file_task(&self, id: Option<FiringId>, title: &str, acceptance: &str) -> Result<String, JournalError> {
+        let firing = match id {
+            Some(id) => self.firing(id)?.map(|(view, _)| view),
+            None => None,
+        };
+        let trigger = firing.as_ref().map_or_else(String::new, |f| f.trigger.clone());
+        let subject = firing.as_ref().map(|f| to_json(&f.subject)).unwrap_or_default();
+        let fingerprint = hex(&Sha256::digest(format!("{trigger}\0{subject}\0{title}")));
+        let now = clock::wall_rfc3339();
+        let evidence = firing.as_ref().map(evidence_of).unwrap_or_default();
+        self.read("file a task", |db| {
+            let tx = db.transaction()?;
+            let old: Option<(i64, String)> = tx
+                .query_row("SELECT id, view FROM tasks WHERE fingerprint = ?1", [&fingerprint], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()?;
+            let old = old.and_then(|(id, view)| Some((id, serde_json::from_str::<TaskView>(&view).ok()?)));
+            let (number, view, done) = match old {
+                Some((number, mut view)) => {
+                    view.count += 1;
+                    view.evidence = evidence;
+                    (number, view, "raised")
+                }
+                None => {
+                    tx.execute(
+                        "INSERT INTO tasks (fingerprint, count, at, view) VALUES (?1, 0, ?2, '')",
+                        params![fingerprint, now],
+                    )?;
+                    let number = tx.last_insert_rowid();
+                    let view = TaskView {
+                        id: format!("t-{number}"),
+                        fingerprint: fingerprint.clone(),
+                        count: 1,
+                        title: title.to_owned(),
+                        trigger,
+                        state: "open".into(),
+                        claim: None,
+                        evidence,
+                        acceptance: acceptance.to_owned(),
+                        history: vec![JournalView {
+                            seq: 0,
+                            at: now.clone(),
+                            kind: "task".into(),
+                            text: match id {
+                                Some(id) => format!("filed for {id}"),
+                                None => "filed".into(),
+                            },
+                        }],
+                    };
+                    (number, view, "filed")
+                }
+            };
+            tx.execute(
+                "UPDATE tasks SET count = ?2, view = ?3 WHERE id = ?1",
+                params![number, view.count, to_json(&view)],
+            )?;
+            tx.commit()?;
+            Ok(format!("{done} {}", view.id))
+        })
+    }
+
+    fn read<T>(
+        &self,
+        what: &'static str,
+        query: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        query(&mut lock(&self.reader)).map_err(|source| JournalError::Database { what, source })
+    }
+}
+
+/// The thread: commits what waits, tells who waited.
+fn write(
+    db: &mut Connection,
+    jobs: &Receiver<Job>,
+    trouble: &Mutex<Option<String>>,
+    changed: &impl Fn(FiringView),
+) {
+    while let Ok(first) = jobs.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = jobs.try_recv()
+        {
+            batch.push(next);
+        }
+        let result = commit(db, &batch).map_err(|err| err.to_string());
+        {
+            let mut trouble = lock(trouble);
+            if let Err(why) = &result
+                && trouble.is_none()
+            {
+                tracing::error!(%why, "the journal cannot be written; repairs go on, unrecorded");
+            }
+            *trouble = result.as_ref().err().cloned();
+        }
+        for job in batch {
+            // Orders first: the listeners can wait.
+            if let Some(then) = job.then {
+                then(result.clone());
+            }
+            for record in job.records {
+                if let Record::Firing(firing) = record {
+                    changed(FiringView::new(&firing, clock::rfc3339));
+                }
+            }
+        }
+    }
+}
+
+fn commit(db: &mut Connection, batch: &[Job]) -> rusqlite::Result<()> {
+    let tx = db.transaction()?;
+    {
+        let mut journal = tx.prepare_cached(
+            "INSERT INTO journal (boot_ns, at, kind, firing, text) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        let mut firings = tx.prepare_cached(
+            "INSERT INTO firings (id, at_ns, trigger, state, view) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO UPDATE SET state = excluded.state, view = excluded.view",
+        )?;
+        let offset = clock::wall_ns().saturating_sub(i64::try_from(clock::boottime().0).unwrap_or(i64::MAX));
+        for record in batch.iter().flat_map(|job| &job.records) {
+            let (at, kind, firing, text) = describe(record);
+            journal.execute(params![
+                i64::try_from(at.0).unwrap_or(i64::MAX),
+                clock::rfc3339(at),
+                kind,
+                firing.map(|f| f.0),
+                text
+            ])?;
+            if let Record::Firing(firing) = record {
+                let view = FiringView::new(firing, clock::rfc3339);
+                firings.execute(params![
+                    firing.id.0,
+                    i64::try_from(firing.at.0).unwrap_or(i64::MAX).saturating_add(offset),
+                    firing.trigger,
+                    match firing.state {
+                        crate::firing::State::Holds => "holds",
+                        crate::firing::State::Cleared => "cleared",
+                        crate::firing::State::Happened => "happened",
+                    },
+                    to_json(&view)
+                ])?;
+            }
+        }
+    }
+    tx.commit()
+}
+
+fn describe(record: &Record) -> (Timestamp, &'static str, Option<FiringId>, String) {
+    match record {
+        Record::Firing(firing) => match firing.cleared {
+            Some(at) => (at, "cleared", Some(firing.id), firing.cleared_by.clone().unwrap_or_default()),
+            None => (firing.at, "firing", Some(firing.id), format!("{}: {}", firing.subject, firing.summary)),
+        },
+        Record::Decision { at, firing, subject, action, admitted } => {
+            let text = match admitted {
+                Ok(()) => format!("{action} for {subject}: admitted"),
+                Err(why) => format!("{action} for {subject}: held, {why}"),
+            };
+            (*at, "decision", *firing, text)
+        }
+        Record::Outcome { at, outcome } => {
+            let text = match &outcome.result {
+                Ok(done) => format!("{}: {done} ({} us)", outcome.action, outcome.took_us),
+                Err(why) => format!("{} failed: {why} ({} us)", outcome.action, outcome.took_us),
+            };
+            (*at, "outcome", outcome.firing, text)
+        }
+        Record::Note { kind, text } => (clock::boottime(), kind, None, text.clone()),
+    }
+}
+
+/// The facts of a firing as evidence, each with its trust label.
+fn evidence_of(firing: &FiringView) -> Vec<EvidenceView> {
+    let item = |name: &str, trust: &str, text: String| EvidenceView {
+        name: name.to_owned(),
+        trust: trust.to_owned(),
+        sha256: hex(&Sha256::digest(&text)),
+        text,
+    };
+    let mut out = vec![item("judgement", "grace", format!("measured: {}\nthreshold: {}\nbaseline: {}\nsince: {}\ncame back: {} times", firing.measured, firing.threshold, firing.baseline, firing.since, firing.count))];
+    // Names, paths and log lines can be written by others: data, never instructions.
+    out.push(item("subject", "untrusted", to_json(&firing.subject)));
+    if let Some(writer) = &firing.writer {
+        out.push(item("writer", "untrusted", to_json(writer)));
+    }
+    if !firing.evidence.is_empty() {
+        out.push(item("output", "untrusted", firing.evidence.join("\n")));
+    }
+    out
+}
+
+fn journal_view(row: &rusqlite::Row<'_>) -> rusqlite::Result<JournalView> {
+    Ok(JournalView { seq: row.get(0)?, at: row.get(1)?, kind: row.get(2)?, text: row.get(3)? })
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> String {
+    // Plain data with string keys only: serde_json has no way to fail on it.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

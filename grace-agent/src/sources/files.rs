@@ -1,0 +1,532 @@
+//! The source of file facts: notices that an owned file may have changed, looks at it, and reports what it is now and
+//! who was at it.
+//!
+//! Hints come from fanotify (with the process), from the dirty-inode probe (with the process, also for mapped
+//! stores), from inotify where a file system refuses fanotify, and from a periodic sweep for what no hook can see. A
+//! hint is never believed: the file is looked at, and only what was seen is reported. One thread owns all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use grace_common::{FileDirty, InodeKey};
+use inotify::{Inotify, WatchDescriptor, WatchMask};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::time::Timespec;
+
+use super::ebpf::Probes;
+use super::fanotify::{Change, Fanotify};
+use super::look::look;
+use super::who::actor;
+use crate::api::view::{Health, SourceView};
+use crate::clock;
+use crate::event::{Actor, Event, Kind, Timestamp, Via};
+use crate::file_state::{FileId, FileState, KnownGood};
+
+/// After a hint from the dirty probe, which fires before the data is there, the file is looked at again after these
+/// times. A store through a mapping gives no other sign.
+const AGAIN: [Duration; 4] =
+    [Duration::from_millis(1), Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
+
+/// A file under a flood of writes is looked at again only after this many times the duration of the last look: bounds
+/// the share of a core that one busy file can take.
+const REST: u32 = 4;
+
+/// A writer seen longer ago than this is not taken for the author of a change noticed now.
+const STALE: Duration = Duration::from_secs(3);
+
+/// What the thread is told.
+enum Message {
+    Own(PathBuf, Box<KnownGood>),
+    Forget(PathBuf),
+    Look(PathBuf),
+    Dirty(FileDirty),
+    Stop,
+}
+
+/// Where the thread is told things.
+#[derive(Clone)]
+pub struct Files {
+    tell: Sender<Message>,
+    wake: Arc<OwnedFd>,
+    health: Arc<Mutex<Vec<SourceView>>>,
+}
+
+impl Files {
+    /// Watches `path` from now on, and looks at it at once.
+    pub fn own(&self, path: &Path, known: KnownGood) {
+        self.send(Message::Own(path.to_owned(), Box::new(known)));
+    }
+
+    /// Does not watch `path` any more.
+    pub fn forget(&self, path: &Path) {
+        self.send(Message::Forget(path.to_owned()));
+    }
+
+    /// Looks at `path` now.
+    pub fn look(&self, path: &Path) {
+        self.send(Message::Look(path.to_owned()));
+    }
+
+    /// The dirty probe saw something.
+    pub fn dirty(&self, record: FileDirty) {
+        self.send(Message::Dirty(record));
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    /// How the ways of noticing are.
+    #[must_use]
+    pub fn health(&self) -> Vec<SourceView> {
+        self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn send(&self, message: Message) {
+        // Both fail only after the thread has ended, with the agent.
+        if self.tell.send(message).is_ok() {
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Starts the thread.
+pub fn start(
+    probes: Option<Arc<Probes>>,
+    sweep: Duration,
+    out: SyncSender<Event>,
+) -> io::Result<(Files, std::thread::JoinHandle<()>)> {
+    let (tell, told) = channel();
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let health = Arc::new(Mutex::new(Vec::new()));
+    let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health) };
+    let (fanotify, fanotify_why) = match Fanotify::open() {
+        Ok(fanotify) => (Some(fanotify), None),
+        Err(err) => (None, Some(err.to_string())),
+    };
+    let watcher = Watcher {
+        probes,
+        out,
+        told,
+        wake,
+        health,
+        fanotify,
+        fanotify_why,
+        inotify: None,
+        inotify_folders: BTreeMap::new(),
+        inotify_why: None,
+        files: BTreeMap::new(),
+        folders: BTreeMap::new(),
+        by_inode: BTreeMap::new(),
+        lost: BTreeMap::new(),
+        sweep,
+        next_sweep: clock::boottime().after(sweep),
+        stop: false,
+    };
+    watcher.tell_health();
+    let thread = std::thread::Builder::new().name("grace-files".into()).spawn(move || watcher.run())?;
+    Ok((files, thread))
+}
+
+/// An owned file.
+struct Watched {
+    known: KnownGood,
+    /// What was last reported.
+    reported: Option<FileState>,
+    /// The inode that is watched.
+    inode: Option<InodeKey>,
+    marked: Option<FileId>,
+    /// Who was last seen to change it since it was last right, and when.
+    writer: Option<(Actor, Timestamp)>,
+    /// Looks to come, earliest first, and how each was prompted.
+    due: BTreeSet<(Timestamp, u8)>,
+    /// Not before then: see [`REST`].
+    rest_until: Timestamp,
+}
+
+struct Watcher {
+    probes: Option<Arc<Probes>>,
+    out: SyncSender<Event>,
+    told: Receiver<Message>,
+    wake: Arc<OwnedFd>,
+    health: Arc<Mutex<Vec<SourceView>>>,
+    fanotify: Option<Fanotify>,
+    fanotify_why: Option<String>,
+    inotify: Option<Inotify>,
+    inotify_folders: BTreeMap<PathBuf, WatchDescriptor>,
+    inotify_why: Option<String>,
+    files: BTreeMap<PathBuf, Watched>,
+    /// Marked folders with the number of owned files in each.
+    folders: BTreeMap<PathBuf, usize>,
+    by_inode: BTreeMap<InodeKey, PathBuf>,
+    lost: BTreeMap<&'static str, u64>,
+    sweep: Duration,
+    next_sweep: Timestamp,
+    stop: bool,
+}
+
+impl Watcher {
+    fn run(mut self) {
+        let mut changes = Vec::new();
+        while !self.stop {
+            self.wait();
+            if let Some(fanotify) = &mut self.fanotify
+                && let Err(err) = fanotify.read(&mut changes)
+            {
+                tracing::warn!(%err, "fanotify cannot be read any more; inotify takes over");
+                self.fanotify = None;
+                self.fanotify_why = Some(err.to_string());
+                let folders: Vec<PathBuf> = self.folders.keys().cloned().collect();
+                for folder in folders {
+                    self.inotify_folder(&folder);
+                }
+                self.tell_health();
+            }
+            for change in changes.drain(..) {
+                self.hear(change);
+            }
+            self.read_inotify();
+            while let Ok(message) = self.told.try_recv() {
+                self.obey(message);
+            }
+            let now = clock::boottime();
+            if now >= self.next_sweep {
+                self.next_sweep = now.after(self.sweep);
+                for watched in self.files.values_mut() {
+                    watched.due.insert((now, via_rank(Via::Sweep)));
+                }
+            }
+            self.look_at_due();
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) {
+        let next = self
+            .files
+            .values()
+            .filter_map(|w| w.due.first().map(|(at, _)| (*at).max(w.rest_until)))
+            .min()
+            .map_or(self.next_sweep, |at| at.min(self.next_sweep));
+        let timeout = next.since(clock::boottime());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+        if let Some(fanotify) = &self.fanotify {
+            fds.push(PollFd::new(fanotify, PollFlags::IN));
+        }
+        let inotify = self.inotify.as_ref().map(AsFd::as_fd);
+        if let Some(inotify) = &inotify {
+            fds.push(PollFd::new(inotify, PollFlags::IN));
+        }
+        // An interrupted wait is a wait that ended early.
+        let _ = poll(&mut fds, Some(&timeout));
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&*self.wake, &mut count);
+    }
+
+    fn hear(&mut self, change: Change) {
+        match change {
+            Change::Entry { path, pid } | Change::File { path, pid } => {
+                let Some(watched) = self.files.get_mut(&path) else { return };
+                let now = clock::boottime();
+                if pid != std::process::id() && pid != 0 {
+                    watched.writer = Some((actor(self.probes.as_deref(), pid, None), now));
+                }
+                watched.due.insert((now, via_rank(Via::Fanotify)));
+            }
+            Change::Overflow => self.overflow("fanotify"),
+        }
+    }
+
+    /// A queue was full: count it and look at everything.
+    fn overflow(&mut self, class: &'static str) {
+        let total = self.lost.entry(class).or_default();
+        *total += 1;
+        let event = Kind::Lost { class: class.to_owned(), total: *total };
+        self.send(event);
+        let now = clock::boottime();
+        for watched in self.files.values_mut() {
+            watched.due.insert((now, via_rank(Via::Sweep)));
+        }
+    }
+
+    fn read_inotify(&mut self) {
+        let Some(inotify) = &mut self.inotify else { return };
+        let mut buffer = [0; 4096];
+        let mut names: Vec<PathBuf> = Vec::new();
+        let mut overflow = false;
+        while let Ok(events) = inotify.read_events(&mut buffer) {
+            let mut any = false;
+            for event in events {
+                any = true;
+                overflow |= event.mask.contains(inotify::EventMask::Q_OVERFLOW);
+                let folder = self.inotify_folders.iter().find(|(_, wd)| **wd == event.wd).map(|(path, _)| path);
+                if let (Some(folder), Some(name)) = (folder, event.name) {
+                    names.push(folder.join(name));
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        let now = clock::boottime();
+        for path in names {
+            if let Some(watched) = self.files.get_mut(&path) {
+                watched.due.insert((now, via_rank(Via::Inotify)));
+            }
+        }
+        if overflow {
+            self.overflow("inotify");
+        }
+    }
+
+    fn obey(&mut self, message: Message) {
+        let now = clock::boottime();
+        match message {
+            Message::Own(path, known) => {
+                let due = BTreeSet::from([(now, via_rank(Via::Look))]);
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.known = *known;
+                    // What was reported was judged against the old snapshot: say it again.
+                    watched.reported = None;
+                    watched.due.extend(due);
+                    return;
+                }
+                if let Some(folder) = path.parent().map(Path::to_owned) {
+                    self.add_folder(&folder);
+                }
+                let watched = Watched {
+                    known: *known,
+                    reported: None,
+                    inode: None,
+                    marked: None,
+                    writer: None,
+                    due,
+                    rest_until: now,
+                };
+                self.files.insert(path, watched);
+                self.tell_health();
+            }
+            Message::Forget(path) => self.forget(&path),
+            Message::Look(path) => {
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.due.insert((now, via_rank(Via::Look)));
+                }
+            }
+            Message::Dirty(record) => {
+                let Some(path) = self.by_inode.get(&record.inode) else { return };
+                let Some(watched) = self.files.get_mut(path) else { return };
+                if record.task.tgid == std::process::id() {
+                    return;
+                }
+                watched.writer =
+                    Some((actor(self.probes.as_deref(), record.task.tgid, Some(&record.task)), now));
+                let rank = via_rank(Via::Probe);
+                watched.due.insert((now, rank));
+                watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
+            }
+            Message::Stop => self.stop = true,
+        }
+    }
+
+    fn add_folder(&mut self, folder: &Path) {
+        let count = self.folders.entry(folder.to_owned()).or_default();
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        let refused = match &mut self.fanotify {
+            Some(fanotify) => fanotify.mark_folder(folder).err(),
+            None => Some(io::Error::other("no fanotify")),
+        };
+        if let Some(err) = refused {
+            tracing::debug!(folder = %folder.display(), %err, "fanotify refuses this folder; inotify watches it");
+            self.inotify_folder(folder);
+        }
+    }
+
+    fn inotify_folder(&mut self, folder: &Path) {
+        let mask = WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVE
+            | WatchMask::MODIFY
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::ATTRIB
+            | WatchMask::ONLYDIR;
+        let result = match &mut self.inotify {
+            Some(inotify) => Ok(inotify),
+            None => Inotify::init().map(|new| self.inotify.insert(new)),
+        }
+        .and_then(|inotify| inotify.watches().add(folder, mask));
+        match result {
+            Ok(watch) => {
+                self.inotify_folders.insert(folder.to_owned(), watch);
+            }
+            Err(err) => {
+                tracing::warn!(folder = %folder.display(), %err, "cannot be watched; the sweep looks every {:?}", self.sweep);
+                self.inotify_why = Some(format!("{}: {err}", folder.display()));
+            }
+        }
+    }
+
+    fn forget(&mut self, path: &Path) {
+        let Some(watched) = self.files.remove(path) else { return };
+        if let (Some(probes), Some(inode)) = (&self.probes, watched.inode) {
+            probes.unwatch_inode(inode);
+            self.by_inode.remove(&inode);
+        }
+        if let Some(fanotify) = &mut self.fanotify {
+            fanotify.forget_file(path);
+        }
+        if let Some(folder) = path.parent()
+            && let Some(count) = self.folders.get_mut(folder)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.folders.remove(folder);
+                if let Some(fanotify) = &mut self.fanotify {
+                    fanotify.forget_folder(folder);
+                }
+                if let (Some(inotify), Some(watch)) = (&mut self.inotify, self.inotify_folders.remove(folder)) {
+                    // It may be gone with the folder.
+                    drop(inotify.watches().remove(watch));
+                }
+            }
+        }
+        self.tell_health();
+    }
+
+    fn look_at_due(&mut self) {
+        let now = clock::boottime();
+        let due: Vec<PathBuf> = self
+            .files
+            .iter()
+            .filter(|(_, w)| w.rest_until <= now && w.due.first().is_some_and(|(at, _)| *at <= now))
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in due {
+            self.look_at(&path, now);
+        }
+    }
+
+    fn look_at(&mut self, path: &Path, now: Timestamp) {
+        let Some(watched) = self.files.get_mut(path) else { return };
+        let mut via = via_rank(Via::Sweep);
+        while let Some((at, rank)) = watched.due.first().copied().filter(|(at, _)| *at <= now) {
+            watched.due.remove(&(at, rank));
+            via = via.min(rank);
+        }
+        let watch = clock::Stopwatch::start();
+        let mut state = look(path, Some(&watched.known));
+        // A new object at the path must be watched before it is judged, or a change between the two is missed.
+        for _ in 0..3 {
+            let id = state.id();
+            if watched.marked == id {
+                break;
+            }
+            watched.marked = id;
+            if let Some(inode) = watched.inode.take() {
+                self.by_inode.remove(&inode);
+                if let Some(probes) = &self.probes {
+                    probes.unwatch_inode(inode);
+                }
+            }
+            let Some(id) = id else { break };
+            let inode = inode_key(id);
+            if let Some(probes) = &self.probes
+                && probes.watch_inode(inode)
+            {
+                watched.inode = Some(inode);
+                self.by_inode.insert(inode, path.to_owned());
+            }
+            if let Some(fanotify) = &mut self.fanotify {
+                // Refused on file systems without handles: inotify watches their folders.
+                drop(fanotify.mark_file(path));
+            }
+            state = look(path, Some(&watched.known));
+        }
+        watched.rest_until = clock::boottime().after(watch.elapsed() * REST);
+        if watched.reported.as_ref() == Some(&state) {
+            return;
+        }
+        let right = watched.known.drift(&state).is_empty() && !matches!(state, FileState::Unreadable { .. });
+        let writer = if right { watched.writer.take() } else { watched.writer.clone() };
+        // Who touched the file long ago did not make a change that was noticed only now.
+        let writer = writer.filter(|(_, at)| clock::boottime().since(*at) < STALE).map(|(actor, _)| actor);
+        watched.reported = Some(state.clone());
+        self.send(Kind::FileSeen { path: path.to_owned(), state, writer, via: via_of(via) });
+    }
+
+    fn send(&self, kind: Kind) {
+        // Fails only when the engine has ended, with the agent.
+        drop(self.out.send(Event { at: clock::boottime(), kind }));
+    }
+
+    fn tell_health(&self) {
+        let files = self.files.len();
+        let fanotify = SourceView {
+            name: "fanotify".into(),
+            state: if self.fanotify.is_some() { Health::Ok } else { Health::Unsupported },
+            detail: match &self.fanotify_why {
+                None => format!("{files} files in {} folders, with the process", self.folders.len()),
+                Some(why) => format!("{why}; inotify works, but does not tell who"),
+            },
+        };
+        let inotify = SourceView {
+            name: "inotify".into(),
+            state: match (&self.inotify, &self.inotify_why) {
+                (_, Some(_)) => Health::Degraded,
+                (Some(_), None) => Health::Ok,
+                (None, None) => Health::Off,
+            },
+            detail: match (&self.inotify_why, self.inotify_folders.len()) {
+                (Some(why), _) => why.clone(),
+                (None, 0) => "not needed".into(),
+                (None, n) => format!("{n} folders that fanotify cannot watch"),
+            },
+        };
+        let sweep = SourceView {
+            name: "sweep".into(),
+            state: Health::Ok,
+            detail: format!("every file every {}", humantime::format_duration(self.sweep)),
+        };
+        *self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = vec![fanotify, inotify, sweep];
+    }
+}
+
+/// `st_dev` as the kernel keeps it in `s_dev`, and the inode number. On btrfs and overlayfs the two devices differ,
+/// and the probe sees nothing there: fanotify and the sweep do.
+fn inode_key(id: FileId) -> InodeKey {
+    let dev = (rustix::fs::major(id.dev) << 20) | (rustix::fs::minor(id.dev) & 0xf_ffff);
+    InodeKey { dev, _pad: 0, ino: id.ino }
+}
+
+/// Order of preference for what a look is said to come from.
+fn via_rank(via: Via) -> u8 {
+    match via {
+        Via::Fanotify => 0,
+        Via::Probe => 1,
+        Via::Inotify => 2,
+        Via::Look => 3,
+        Via::Sweep => 4,
+    }
+}
+
+fn via_of(rank: u8) -> Via {
+    match rank {
+        0 => Via::Fanotify,
+        1 => Via::Probe,
+        2 => Via::Inotify,
+        3 => Via::Look,
+        _ => Via::Sweep,
+    }
+}

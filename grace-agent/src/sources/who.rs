@@ -1,0 +1,65 @@
+//! Who a process is: from /proc while it lives, from what the exec and exit probes remember afterwards.
+//!
+//! Everything here was chosen by the process itself or its parent: it is data, escaped where it is shown.
+
+use std::fs;
+use std::path::Path;
+
+use grace_common::{Proc, Task};
+
+use super::ebpf::Probes;
+use crate::event::Actor;
+
+/// The process `pid`; `task` is what a probe saw of it in the act, which wins.
+#[must_use]
+pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
+    let seen: Option<Proc> = probes.and_then(|p| p.proc(pid));
+    let seen_task = task.copied().or(seen.map(|p| p.task));
+    let proc = Path::new("/proc").join(pid.to_string());
+    let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
+    let field = |name: &str| {
+        status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    };
+    // A pid that was used again names another process: believe /proc only where it agrees with the probe.
+    let comm_now = field("Name").map(unescape);
+    let agrees = match (&comm_now, seen_task) {
+        (Some(now), Some(task)) => *now == text(&task.comm),
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    let exe = if agrees { fs::read_link(proc.join("exe")).ok() } else { None };
+    let exe = exe.map(|p| p.to_string_lossy().trim_end_matches(" (deleted)").to_owned()).or_else(|| {
+        let path = text(&seen?.path);
+        (!path.is_empty()).then_some(path)
+    });
+    let uid_now = field("Uid").and_then(|v| v.split_whitespace().next()?.parse().ok());
+    let cgroup_now = if agrees { cgroup(&proc) } else { None };
+    Actor {
+        pid,
+        comm: match seen_task {
+            Some(task) => text(&task.comm),
+            None => comm_now.unwrap_or_default(),
+        },
+        exe,
+        uid: seen_task.map(|t| t.uid).or(uid_now),
+        cgroup: cgroup_now.or_else(|| seen_task.map(|t| format!("cgroup id {:#x}", t.cgroup))),
+        ppid: seen.map(|p| p.ppid).or_else(|| field("PPid").filter(|_| agrees)?.parse().ok()),
+    }
+}
+
+/// The path in the unified hierarchy.
+fn cgroup(proc: &Path) -> Option<String> {
+    let text = fs::read_to_string(proc.join("cgroup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
+/// NUL-padded bytes as text; what is not UTF-8 is replaced.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// /proc/PID/status escapes newline and backslash in the name (proc_pid_status(5)).
+fn unescape(name: &str) -> String {
+    name.replace("\\n", "\n").replace("\\\\", "\\")
+}
