@@ -243,7 +243,9 @@ impl Engine {
     }
 
     fn gaps(&self, spec: &Spec, now: Timestamp) -> bool {
-        spec.evidence.iter().any(|class| self.lost.get(*class).is_some_and(|(at, n)| *n > 0 && now.since(*at) < GAP))
+        spec.evidence
+            .iter()
+            .any(|class| self.lost.get(*class).is_some_and(|(at, n)| *n > 0 && now.since(*at) < GAP))
     }
 
     fn take_id(&mut self) -> FiringId {

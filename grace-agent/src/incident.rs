@@ -95,7 +95,12 @@ impl Incident {
         self.firing.remedy = self
             .actions
             .iter()
-            .map(|a| Rung { action: a.name().to_owned(), state: RungState::Planned, why: None, took_us: None })
+            .map(|a| Rung {
+                action: a.name().to_owned(),
+                state: RungState::Planned,
+                why: None,
+                took_us: None,
+            })
             .collect();
         self.failures = 0;
         self.replan = None;

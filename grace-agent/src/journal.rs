@@ -206,7 +206,8 @@ impl Journal {
     /// Firings, oldest first.
     pub fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, JournalError> {
         let since = query.since_s.map_or(i64::MIN, |s| {
-            clock::wall_ns().saturating_sub(i64::try_from(s).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
+            clock::wall_ns()
+                .saturating_sub(i64::try_from(s).unwrap_or(i64::MAX).saturating_mul(1_000_000_000))
         });
         let limit = i64::try_from(query.limit.unwrap_or(1000)).unwrap_or(i64::MAX);
         let mut views: Vec<String> = self.read("list firings", |db| {
@@ -227,8 +228,9 @@ impl Journal {
         })?;
         let Some(view) = view.and_then(|v| serde_json::from_str(&v).ok()) else { return Ok(None) };
         let records = self.read("read a firing's records", |db| {
-            let mut sql =
-                db.prepare_cached("SELECT seq, at, kind, text FROM journal WHERE firing = ?1 ORDER BY seq LIMIT 1000")?;
+            let mut sql = db.prepare_cached(
+                "SELECT seq, at, kind, text FROM journal WHERE firing = ?1 ORDER BY seq LIMIT 1000",
+            )?;
             sql.query_map([id.0], journal_view)?.collect()
         })?;
         Ok(Some((view, records)))
@@ -245,7 +247,12 @@ impl Journal {
 
     /// Files a task for the firing `id`, or raises the count of the one that is open for the same fault.
     /// Durable when it returns.
-    pub fn file_task(&self, id: Option<FiringId>, title: &str, acceptance: &str) -> Result<String, JournalError> {
+    pub fn file_task(
+        &self,
+        id: Option<FiringId>,
+        title: &str,
+        acceptance: &str,
+    ) -> Result<String, JournalError> {
         let firing = match id {
             Some(id) => self.firing(id)?.map(|(view, _)| view),
             None => None,
@@ -425,7 +432,14 @@ fn evidence_of(firing: &FiringView) -> Vec<EvidenceView> {
         sha256: hex(&Sha256::digest(&text)),
         text,
     };
-    let mut out = vec![item("judgement", "grace", format!("measured: {}\nthreshold: {}\nbaseline: {}\nsince: {}\ncame back: {} times", firing.measured, firing.threshold, firing.baseline, firing.since, firing.count))];
+    let mut out = vec![item(
+        "judgement",
+        "grace",
+        format!(
+            "measured: {}\nthreshold: {}\nbaseline: {}\nsince: {}\ncame back: {} times",
+            firing.measured, firing.threshold, firing.baseline, firing.since, firing.count
+        ),
+    )];
     // Names, paths and log lines can be written by others: data, never instructions.
     out.push(item("subject", "untrusted", to_json(&firing.subject)));
     if let Some(writer) = &firing.writer {

@@ -8,7 +8,11 @@ use crate::maps::{COUNTS, EVENTS};
 /// A header for a record of type `R`, stamped now.
 #[inline(always)]
 pub fn header<R: Record>() -> Header {
-    Header { at_ns: unsafe { bpf_ktime_get_boot_ns() }, kind: R::KIND, cpu: unsafe { bpf_get_smp_processor_id() } }
+    Header {
+        at_ns: unsafe { bpf_ktime_get_boot_ns() },
+        kind: R::KIND,
+        cpu: unsafe { bpf_get_smp_processor_id() },
+    }
 }
 
 /// Sends `record`, or counts it as lost.

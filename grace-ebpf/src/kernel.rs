@@ -5,7 +5,9 @@
 //! plain loads on trusted pointers.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+};
 use grace_common::Task;
 
 macro_rules! offsets {

@@ -3,7 +3,10 @@
 //! The kernel tells file handles, not paths: this file keeps the table from handle to what was marked, and turns
 //! records into [`Change`]s. Only the files themselves and their folders are marked, never a file system: a mark
 //! costs others nothing (see ebpf.md's figures in the bench).
-#![expect(unsafe_code, reason = "fanotify(7) and name_to_handle_at(2) have no safe wrapper with file handles")]
+#![expect(
+    unsafe_code,
+    reason = "fanotify(7) and name_to_handle_at(2) have no safe wrapper with file handles"
+)]
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -120,7 +123,8 @@ impl Fanotify {
         let name = CString::new(path.as_os_str().as_bytes())?;
         let flags = flags | libc::FAN_MARK_DONT_FOLLOW;
         // SAFETY: `name` is a NUL-terminated string that outlives the call.
-        let rc = unsafe { libc::fanotify_mark(self.fd.as_raw_fd(), flags, mask, libc::AT_FDCWD, name.as_ptr()) };
+        let rc =
+            unsafe { libc::fanotify_mark(self.fd.as_raw_fd(), flags, mask, libc::AT_FDCWD, name.as_ptr()) };
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

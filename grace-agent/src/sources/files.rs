@@ -269,7 +269,8 @@ impl Watcher {
             for event in events {
                 any = true;
                 overflow |= event.mask.contains(inotify::EventMask::Q_OVERFLOW);
-                let folder = self.inotify_folders.iter().find(|(_, wd)| **wd == event.wd).map(|(path, _)| path);
+                let folder =
+                    self.inotify_folders.iter().find(|(_, wd)| **wd == event.wd).map(|(path, _)| path);
                 if let (Some(folder), Some(name)) = (folder, event.name) {
                     names.push(folder.join(name));
                 }
@@ -396,7 +397,8 @@ impl Watcher {
                 if let Some(fanotify) = &mut self.fanotify {
                     fanotify.forget_folder(folder);
                 }
-                if let (Some(inotify), Some(watch)) = (&mut self.inotify, self.inotify_folders.remove(folder)) {
+                if let (Some(inotify), Some(watch)) = (&mut self.inotify, self.inotify_folders.remove(folder))
+                {
                     // It may be gone with the folder.
                     drop(inotify.watches().remove(watch));
                 }
@@ -499,7 +501,8 @@ impl Watcher {
             state: Health::Ok,
             detail: format!("every file every {}", humantime::format_duration(self.sweep)),
         };
-        *self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = vec![fanotify, inotify, sweep];
+        *self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            vec![fanotify, inotify, sweep];
     }
 }
 

@@ -157,15 +157,15 @@ impl Processes {
         at: Timestamp,
     ) -> Exit {
         let (code, signal, core_dumped) = match (waited, seen) {
-            (Some(w), _) => (
-                w.exit_status(),
-                w.terminating_signal(),
-                w.dumped(),
-            ),
+            (Some(w), _) => (w.exit_status(), w.terminating_signal(), w.dumped()),
             (None, Some(seen)) => {
                 let signal = i32::try_from(seen.status & 0x7f).unwrap_or(0);
                 let code = i32::try_from(seen.status >> 8 & 0xff).unwrap_or(0);
-                if signal == 0 { (Some(code), None, false) } else { (None, Some(signal), seen.status & 0x80 != 0) }
+                if signal == 0 {
+                    (Some(code), None, false)
+                } else {
+                    (None, Some(signal), seen.status & 0x80 != 0)
+                }
             }
             (None, None) => (None, None, false),
         };

@@ -17,9 +17,8 @@ pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
     let seen_task = task.copied().or(seen.map(|p| p.task));
     let proc = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
-    let field = |name: &str| {
-        status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-    };
+    let field =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     // A pid that was used again names another process: believe /proc only where it agrees with the probe.
     let comm_now = field("Name").map(unescape);
     let agrees = match (&comm_now, seen_task) {

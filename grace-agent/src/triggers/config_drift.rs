@@ -170,7 +170,8 @@ impl Owned {
         };
         let hold = self.fight(&change, now, settings);
         self.last = Some(change);
-        let by = writer.map_or_else(|| "by a writer that was not seen".to_owned(), |w| format!("by {}", who(w)));
+        let by =
+            writer.map_or_else(|| "by a writer that was not seen".to_owned(), |w| format!("by {}", who(w)));
         let verb = if matches!(state, FileState::Missing) { "removed" } else { "changed" };
         vec![Verdict::Holds(Box::new(Finding {
             subject: Subject::File(path.to_owned()),
@@ -185,9 +186,10 @@ impl Owned {
                 Action::RestoreFile { path: path.to_owned(), known: self.known.clone(), judged: state.id() },
                 Action::FileTask {
                     title: "Find out why an owned file keeps changing, and make one side own it".into(),
-                    acceptance: "the file equals its snapshot, or a new snapshot was taken, and config_drift stays \
+                    acceptance:
+                        "the file equals its snapshot, or a new snapshot was taken, and config_drift stays \
                                  clear for 10 minutes"
-                        .into(),
+                            .into(),
                 },
             ],
             delay: Duration::ZERO,

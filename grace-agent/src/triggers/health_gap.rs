@@ -77,17 +77,15 @@ impl Trigger for HealthGap {
         let now = event.at;
         let mut out = Vec::new();
         match &event.kind {
-            Kind::ProcessDeclared { name, policy, pid } => {
-                match self.processes.get_mut(name) {
-                    Some(process) => process.policy = policy.clone(),
-                    None => {
-                        self.processes.insert(name.clone(), Process::new(policy.clone(), *pid));
-                        if pid.is_none() {
-                            out.push(Verdict::Wants(subject(name), Action::StartProcess { name: name.clone() }));
-                        }
+            Kind::ProcessDeclared { name, policy, pid } => match self.processes.get_mut(name) {
+                Some(process) => process.policy = policy.clone(),
+                None => {
+                    self.processes.insert(name.clone(), Process::new(policy.clone(), *pid));
+                    if pid.is_none() {
+                        out.push(Verdict::Wants(subject(name), Action::StartProcess { name: name.clone() }));
                     }
                 }
-            }
+            },
             Kind::ProcessForgotten { name } => {
                 if self.processes.remove(name).is_some_and(|p| p.since.is_some()) {
                     out.push(Verdict::Cleared(subject(name), "not owned any more".into()));
@@ -141,7 +139,14 @@ impl Process {
         }
     }
 
-    fn ended(&mut self, name: &str, pid: u32, exit: &Exit, stderr: &[String], now: Timestamp) -> Option<Verdict> {
+    fn ended(
+        &mut self,
+        name: &str,
+        pid: u32,
+        exit: &Exit,
+        stderr: &[String],
+        now: Timestamp,
+    ) -> Option<Verdict> {
         self.pid = None;
         self.settled = None;
         if exit.asked_for {
@@ -193,13 +198,22 @@ impl Process {
         Duration::from_millis(self.policy.backoff_ms.saturating_mul(factor).min(self.policy.backoff_max_ms))
     }
 
-    fn finding(&self, name: &str, now: Timestamp, delay: Duration, hold: Option<String>) -> Option<Box<Finding>> {
+    fn finding(
+        &self,
+        name: &str,
+        now: Timestamp,
+        delay: Duration,
+        hold: Option<String>,
+    ) -> Option<Box<Finding>> {
         let (pid, exit, stderr) = self.last.as_ref()?;
         Some(Box::new(Finding {
             subject: subject(name),
             since: self.since.unwrap_or(now),
             summary: describe(*pid, exit),
-            measured: format!("ended after {}", humantime::format_duration(Duration::from_millis(exit.ran_ms))),
+            measured: format!(
+                "ended after {}",
+                humantime::format_duration(Duration::from_millis(exit.ran_ms))
+            ),
             threshold: format!(
                 "{} restarts in {}",
                 self.policy.burst,

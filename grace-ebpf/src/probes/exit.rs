@@ -7,8 +7,8 @@ use grace_common::{PATH_LEN, Proc, Sender, SignalKey, TaskExit};
 
 use crate::emit::{emit, header};
 use crate::kernel::{
-    OFF_SIGNAL_GROUP_EXIT, OFF_SIGNAL_LIVE, OFF_TASK_EXIT_CODE, OFF_TASK_LEADER, OFF_TASK_PARENT, OFF_TASK_SIGNAL,
-    OFF_TASK_START, OFF_TASK_TGID, current, field,
+    OFF_SIGNAL_GROUP_EXIT, OFF_SIGNAL_LIVE, OFF_TASK_EXIT_CODE, OFF_TASK_LEADER, OFF_TASK_PARENT,
+    OFF_TASK_SIGNAL, OFF_TASK_START, OFF_TASK_TGID, current, field,
 };
 use crate::maps::{PROCS, SIGNALS, TASKS};
 

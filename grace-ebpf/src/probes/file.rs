@@ -25,6 +25,12 @@ pub fn file_dirty(ctx: BtfTracePointContext) -> i32 {
     if unsafe { INODES.get(key) }.is_none() {
         return 0;
     }
-    emit(FileDirty { header: header::<FileDirty>(), inode: key, flags: ctx.arg(1), _pad: 0, task: current() });
+    emit(FileDirty {
+        header: header::<FileDirty>(),
+        inode: key,
+        flags: ctx.arg(1),
+        _pad: 0,
+        task: current(),
+    });
     0
 }

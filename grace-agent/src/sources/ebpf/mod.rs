@@ -16,8 +16,8 @@ use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use grace_common::{
-    CLASS_NAMES, Counts, FileDirty, InodeKey, KIND_FILE_DIRTY, KIND_TASK_EXIT, Proc, Record, SYSCALL_CLASS_NAMES,
-    SYSCALLS, SyscallCounts, SyscallLatency, TaskExit,
+    CLASS_NAMES, Counts, FileDirty, InodeKey, KIND_FILE_DIRTY, KIND_TASK_EXIT, Proc, Record,
+    SYSCALL_CLASS_NAMES, SYSCALLS, SyscallCounts, SyscallLatency, TaskExit,
 };
 
 use crate::api::view::{Health, ProbeView, SyscallView};
@@ -85,7 +85,10 @@ const KNOWN: &[Known] = &[
     Known {
         name: "file_dirty",
         programs: &[("file_dirty", "writeback_mark_inode_dirty")],
-        without: &["stores through shared mappings, until the next sweep", "who wrote, where fanotify is refused"],
+        without: &[
+            "stores through shared mappings, until the next sweep",
+            "who wrote, where fanotify is refused",
+        ],
         never: &["further stores into an already dirty mapping", "writes to the raw block device"],
     },
     Known {
@@ -347,7 +350,9 @@ impl Probes {
 
     /// Notes that the probe `name` saw its canary at `when`, or that it did not.
     pub fn self_tested(&self, name: &str, seen: bool, when: String) {
-        if let Some(view) = lock(&self.views).iter_mut().find(|v| v.name == name && v.state != Health::Unsupported) {
+        if let Some(view) =
+            lock(&self.views).iter_mut().find(|v| v.name == name && v.state != Health::Unsupported)
+        {
             view.self_test = Some(when);
             if seen {
                 view.state = Health::Ok;

@@ -22,7 +22,17 @@ fn index(class: &str) -> u32 {
 
 /// Calls that block on the same thing are in one class. What both 64-bit architectures have, by their own numbers.
 const MEMBERS: &[(&str, &[libc::c_long])] = &[
-    ("read", &[libc::SYS_read, libc::SYS_pread64, libc::SYS_readv, libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_getdents64]),
+    (
+        "read",
+        &[
+            libc::SYS_read,
+            libc::SYS_pread64,
+            libc::SYS_readv,
+            libc::SYS_preadv,
+            libc::SYS_preadv2,
+            libc::SYS_getdents64,
+        ],
+    ),
     (
         "write",
         &[
@@ -40,8 +50,21 @@ const MEMBERS: &[(&str, &[libc::c_long])] = &[
         ],
     ),
     ("open", &[libc::SYS_openat, libc::SYS_openat2, libc::SYS_close]),
-    ("stat", &[libc::SYS_fstat, libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_faccessat, libc::SYS_readlinkat]),
-    ("sync", &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range, libc::SYS_msync]),
+    (
+        "stat",
+        &[libc::SYS_fstat, libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_faccessat, libc::SYS_readlinkat],
+    ),
+    (
+        "sync",
+        &[
+            libc::SYS_fsync,
+            libc::SYS_fdatasync,
+            libc::SYS_sync,
+            libc::SYS_syncfs,
+            libc::SYS_sync_file_range,
+            libc::SYS_msync,
+        ],
+    ),
     (
         "net",
         &[
@@ -60,16 +83,57 @@ const MEMBERS: &[(&str, &[libc::c_long])] = &[
     ("poll", &[libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2]),
     #[cfg(target_arch = "x86_64")]
     ("poll", &[libc::SYS_poll, libc::SYS_select, libc::SYS_epoll_wait]),
-    ("wait", &[libc::SYS_futex, libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_wait4, libc::SYS_waitid, libc::SYS_flock, libc::SYS_io_uring_enter]),
+    (
+        "wait",
+        &[
+            libc::SYS_futex,
+            libc::SYS_nanosleep,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_wait4,
+            libc::SYS_waitid,
+            libc::SYS_flock,
+            libc::SYS_io_uring_enter,
+        ],
+    ),
     #[cfg(target_arch = "x86_64")]
     ("open", &[libc::SYS_open, libc::SYS_creat]),
     #[cfg(target_arch = "x86_64")]
     ("stat", &[libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink]),
-    ("process", &[libc::SYS_clone, libc::SYS_clone3, libc::SYS_execve, libc::SYS_execveat, libc::SYS_exit, libc::SYS_exit_group]),
+    (
+        "process",
+        &[
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_exit,
+            libc::SYS_exit_group,
+        ],
+    ),
     #[cfg(target_arch = "x86_64")]
     ("process", &[libc::SYS_fork, libc::SYS_vfork]),
-    ("memory", &[libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_brk, libc::SYS_madvise, libc::SYS_mremap]),
-    ("signal", &[libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_pidfd_send_signal]),
+    (
+        "memory",
+        &[
+            libc::SYS_mmap,
+            libc::SYS_munmap,
+            libc::SYS_mprotect,
+            libc::SYS_brk,
+            libc::SYS_madvise,
+            libc::SYS_mremap,
+        ],
+    ),
+    (
+        "signal",
+        &[
+            libc::SYS_kill,
+            libc::SYS_tgkill,
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_pidfd_send_signal,
+        ],
+    ),
 ];
 
 /// Buckets summed over processors.
