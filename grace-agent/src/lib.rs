@@ -16,3 +16,5 @@ pub mod journal;
 pub mod policy;
 pub mod sources;
 pub mod triggers;
+pub mod recording;
+pub mod replay;

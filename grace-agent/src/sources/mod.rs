@@ -4,6 +4,5 @@ pub mod ebpf;
 pub mod fanotify;
 pub mod files;
 pub mod gpu;
-pub mod look;
 pub mod processes;
 pub mod who;

@@ -1,0 +1,413 @@
+//! What the socket can ask: answers from the shared state, and what a person orders.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::broadcast;
+
+use super::executor::{Executor, lock};
+use super::judge::Duties;
+use super::{declare, degraded};
+use crate::actions::start_process;
+use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::view::{
+    ConfigView, CostView, ExplainView, FiringView, Health, PathAnswer, ProbeView, ProcessView, SnapshotView,
+    SourceView, StatusView, TaskView, TriggerView, VerifyView, VerifyVerdict,
+};
+use crate::clock;
+use crate::config::{Config, Process};
+use crate::event::Kind;
+use crate::file_state::{ContentKind, FileState};
+use crate::firing::{FiringId, State};
+use crate::host;
+use crate::journal::Journal;
+use crate::safe_path::own_name;
+use crate::snapshots::{Snapshot, Take};
+use crate::sources::ebpf::reader::Reader;
+use crate::sources::ebpf::{Probes, chain};
+use crate::sources::look::look;
+use crate::triggers;
+
+/// The agent as the socket sees it.
+pub(super) struct Agent {
+    pub(super) since: String,
+    pub(super) ready_us: u64,
+    pub(super) host: BTreeMap<String, String>,
+    pub(super) probes: Option<Arc<Probes>>,
+    /// Where there are no probes: which ones, and why not.
+    pub(super) probe_views: Vec<ProbeView>,
+    pub(super) reader: Option<Arc<Reader>>,
+    pub(super) gpu: Mutex<SourceView>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) executor: Arc<Executor>,
+    pub(super) duties: Duties,
+    pub(super) firings: broadcast::Sender<FiringView>,
+    pub(super) config: Mutex<Config>,
+    pub(super) config_view: Mutex<ConfigView>,
+    pub(super) cost: Arc<Mutex<CostView>>,
+}
+
+impl Agent {
+    fn sources(&self) -> Vec<SourceView> {
+        let mut out = self.executor.files.health();
+        let specs = lock(&self.executor.specs).len();
+        out.push(SourceView {
+            name: "processes".into(),
+            state: if specs == 0 { Health::Off } else { Health::Ok },
+            detail: if specs == 0 { "no [[process]] declared".into() } else { format!("{specs} declared, by pidfd") },
+        });
+        out.push(lock(&self.gpu).clone());
+        let psi: Vec<String> = ["cpu", "memory", "io"]
+            .iter()
+            .filter_map(|r| host::pressure(r).map(|percent| format!("{r} {percent:.1} %")))
+            .collect();
+        out.push(SourceView {
+            name: "pressure".into(),
+            state: if psi.is_empty() { Health::Unsupported } else { Health::Ok },
+            detail: if psi.is_empty() {
+                "this kernel has no /proc/pressure (psi=1)".into()
+            } else {
+                format!("waiting over 10 s: {}", psi.join(", "))
+            },
+        });
+        out
+    }
+
+    fn failed(err: &dyn std::error::Error) -> ControlError {
+        ControlError::Failed(chain(err))
+    }
+
+    fn one(path: &Path, result: Result<(String, Option<Snapshot>, Option<PathBuf>), String>) -> PathAnswer {
+        match result {
+            Ok((done, snapshot, quarantined)) => PathAnswer {
+                path: path.to_owned(),
+                done: Some(done),
+                error: None,
+                snapshot: snapshot.map(view),
+                quarantined,
+            },
+            Err(why) => PathAnswer {
+                path: path.to_owned(),
+                done: None,
+                error: Some(why),
+                snapshot: None,
+                quarantined: None,
+            },
+        }
+    }
+
+    fn take(&self, path: &Path, kind: Option<ContentKind>, peer: Peer) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
+        let old = self.executor.store.current_of(path);
+        let take = Take {
+            kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_default(),
+            writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
+            reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
+        };
+        let snapshot = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        self.executor.own(path, snapshot.known.clone());
+        let done = match old {
+            Some(old) if old.id == snapshot.id => format!("unchanged since snapshot {}", snapshot.id),
+            _ => format!("snapshot {} is the known-good state", snapshot.id),
+        };
+        Ok((done, Some(snapshot), None))
+    }
+
+    fn put_back(
+        &self,
+        path: &Path,
+        at: Option<u64>,
+    ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
+        let store = &self.executor.store;
+        let current = store.current_of(path).ok_or("not owned: `grace snapshot` it first")?;
+        let wanted = match at {
+            None => current,
+            Some(id) => store
+                .all()
+                .into_iter()
+                .find(|s| s.id == id && s.path == path)
+                .ok_or_else(|| format!("it has no snapshot {id}: `grace snapshots` lists them"))?,
+        };
+        let seen = look(path, Some(&wanted.known));
+        if let FileState::Unreadable { why } = &seen {
+            return Err(format!("cannot be looked at: {why}"));
+        }
+        // First what shall be, then the file: a crash between the two restores it at the next start.
+        if !wanted.current {
+            store.make_current(wanted.id).map_err(|err| chain(&err))?;
+        }
+        let quarantined = if wanted.known.drift(&seen).is_empty() {
+            None
+        } else {
+            // The watcher may be at it too: then the object that was judged is gone, and one of the two wins.
+            let tag = format!("command-{}", wanted.id);
+            self.executor.restore(path, &wanted.known, seen.id(), &tag)?.quarantined
+        };
+        self.executor.own(path, wanted.known.clone());
+        let done = format!("snapshot {} is in place and is the known-good state", wanted.id);
+        Ok((done, Some(Snapshot { current: true, ..wanted }), quarantined))
+    }
+}
+
+impl Control for Agent {
+    fn status(&self) -> StatusView {
+        let probes = self.probes.as_ref().map_or_else(|| self.probe_views.clone(), |p| p.views());
+        let sources = self.sources();
+        let mut why = degraded(&probes, &sources);
+        why.extend(self.journal.trouble().map(|t| format!("journal: {t}")));
+        let config_view = lock(&self.config_view).clone();
+        why.extend(config_view.refused.as_ref().map(|r| format!("config: {r}")));
+        let triggers = self.triggers();
+        why.extend(triggers.iter().filter(|t| t.state != Health::Ok).map(|t| format!("trigger {}: disabled after it failed", t.name)));
+        let mut lost: BTreeMap<String, u64> =
+            BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
+        lost.extend(self.executor.files.lost());
+        let mut delivered = BTreeMap::new();
+        if let (Some(probes), Some(reader)) = (&self.probes, &self.reader) {
+            let arrived = reader.delivered();
+            for ((class, (_, n)), arrived) in probes.produced_and_lost().into_iter().zip([arrived[1], arrived[0]]) {
+                lost.insert(class.to_owned(), n);
+                delivered.insert(class.to_owned(), arrived);
+            }
+            lost.insert("undecoded".to_owned(), reader.undecoded());
+        }
+        let executor = &self.executor;
+        let names: Vec<String> = lock(&executor.specs).keys().cloned().collect();
+        let processes = names
+            .into_iter()
+            .map(|name| {
+                let running = executor.processes.running(&name);
+                ProcessView {
+                    pid: running.map(|r| r.0),
+                    since: running.map(|r| clock::rfc3339(r.1)),
+                    restarts: lock(&executor.starts).get(&name).map_or(0, |n| n.saturating_sub(1)),
+                    name,
+                }
+            })
+            .collect();
+        let duties = lock(&self.duties);
+        StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            since: self.since.clone(),
+            ready_us: self.ready_us,
+            mode: lock(&self.config).mode,
+            degraded: why,
+            host: self.host.clone(),
+            probes,
+            sources,
+            files: executor.store.current().len(),
+            processes,
+            syscalls: self.probes.as_ref().map(|p| p.syscalls()).unwrap_or_default(),
+            holds: duties.iter().map(|d| d.holds).sum(),
+            triggers,
+            lost,
+            delivered,
+            cost: CostView { rss_bytes: host::rss_bytes(), ..*lock(&self.cost) },
+            config: config_view,
+        }
+    }
+
+    fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, ControlError> {
+        if let Some(name) = &query.trigger
+            && !triggers::specs().iter().any(|s| s.name == name)
+        {
+            return Err(ControlError::Bad(format!("no trigger `{}`: `grace triggers` lists them", name.escape_debug())));
+        }
+        self.journal.firings(query).map_err(|err| Self::failed(&err))
+    }
+
+    fn follow(&self) -> broadcast::Receiver<FiringView> {
+        self.firings.subscribe()
+    }
+
+    fn explain(&self, what: &str) -> Result<ExplainView, ControlError> {
+        let firing = match FiringId::try_from(what.to_owned()) {
+            Ok(id) => Some(
+                self.journal
+                    .firing(id)
+                    .map_err(|err| Self::failed(&err))?
+                    .ok_or_else(|| ControlError::NotFound(format!("no firing {id}: `grace firings` lists them")))?,
+            ),
+            Err(_) => None,
+        };
+        let name = firing.as_ref().map_or(what, |(view, _)| view.trigger.as_str());
+        let spec = triggers::specs().into_iter().find(|s| s.name == name).ok_or_else(|| {
+            ControlError::NotFound(format!(
+                "`{}` is neither a firing (f-12) nor a trigger: `grace firings` and `grace triggers` list them",
+                what.escape_debug()
+            ))
+        })?;
+        let settings = serde_json::to_value(&lock(&self.config).triggers)
+            .ok()
+            .and_then(|all| toml::to_string(all.get(spec.name)?).ok())
+            .unwrap_or_default();
+        let holds = if firing.is_some() {
+            Vec::new()
+        } else {
+            let query = FiringsQuery { trigger: Some(spec.name.to_owned()), ..FiringsQuery::default() };
+            let mut open = self.firings(&query)?;
+            open.retain(|f| f.state == State::Holds);
+            open
+        };
+        let (firing, journal) = firing.map_or((None, Vec::new()), |(view, journal)| (Some(view), journal));
+        Ok(ExplainView {
+            trigger: spec.name.to_owned(),
+            help: format!("{}\nSees: {}.\nRemedy: {}.", spec.help, spec.needs, spec.remedy),
+            settings,
+            firing,
+            journal,
+            holds,
+        })
+    }
+
+    fn triggers(&self) -> Vec<TriggerView> {
+        lock(&self.duties)
+            .iter()
+            .map(|duty| TriggerView {
+                name: duty.spec.name.to_owned(),
+                summary: duty.spec.summary.to_owned(),
+                state: if duty.works { Health::Ok } else { Health::Degraded },
+                subjects: duty.subjects,
+                holds: duty.holds,
+            })
+            .collect()
+    }
+
+    fn snapshot(&self, paths: &[PathBuf], kind: Option<ContentKind>, peer: Peer) -> Vec<PathAnswer> {
+        paths
+            .iter()
+            .map(|given| match own_name(given) {
+                Ok(path) => {
+                    let answer = Self::one(&path, self.take(&path, kind, peer));
+                    if let Some(done) = &answer.done {
+                        self.journal.note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
+                    }
+                    answer
+                }
+                Err(err) => Self::one(given, Err(chain(&err))),
+            })
+            .collect()
+    }
+
+    fn snapshots(&self) -> Result<Vec<SnapshotView>, ControlError> {
+        Ok(self.executor.store.all().into_iter().map(view).collect())
+    }
+
+    fn verify(&self, paths: &[PathBuf]) -> Vec<VerifyView> {
+        let store = &self.executor.store;
+        let wanted: Vec<PathBuf> = if paths.is_empty() {
+            store.current().into_iter().map(|s| s.path).collect()
+        } else {
+            paths.iter().map(|p| self.owned_name(p)).collect()
+        };
+        wanted
+            .into_iter()
+            .map(|path| {
+                let Some(snapshot) = store.current_of(&path) else {
+                    return VerifyView { path, verdict: VerifyVerdict::NotOwned, drift: Vec::new(), expected: None, actual: None };
+                };
+                let expected = Some(snapshot.known.digest.clone());
+                if let Err(err) = store.check_object(&snapshot.known.digest) {
+                    return VerifyView { path, verdict: VerifyVerdict::DamagedObject, drift: vec![chain(&err)], expected, actual: None };
+                }
+                let state = look(&path, Some(&snapshot.known));
+                let drift = snapshot.known.drift(&state);
+                let (verdict, drift) = match &state {
+                    FileState::Missing => (VerifyVerdict::Missing, drift),
+                    FileState::Unreadable { why } => (VerifyVerdict::Unreadable, vec![why.clone()]),
+                    _ if drift.is_empty() => (VerifyVerdict::Ok, drift),
+                    _ => (VerifyVerdict::Drift, drift),
+                };
+                // What was seen here the watcher shall see too.
+                self.executor.files.look(&path);
+                VerifyView { path, verdict, drift, expected, actual: state.digest().cloned() }
+            })
+            .collect()
+    }
+
+    fn restore(&self, path: &PathBuf, at: Option<u64>, peer: Peer) -> PathAnswer {
+        let path = self.owned_name(path);
+        let answer = Self::one(&path, self.put_back(&path, at));
+        let result = answer.done.as_ref().or(answer.error.as_ref()).cloned().unwrap_or_default();
+        self.journal.note("command", format!("restore {} by uid {}: {result}", path.display(), peer.uid));
+        answer
+    }
+
+    fn forget(&self, path: &PathBuf, peer: Peer) -> PathAnswer {
+        let path = self.owned_name(path);
+        let result = match self.executor.store.forget(&path) {
+            Ok(0) => Err("not owned".to_owned()),
+            Ok(n) => {
+                self.executor.files.forget(&path);
+                self.executor.send(Kind::FileForgotten { path: path.clone() });
+                self.journal.note("command", format!("forget {} by uid {}: {n} snapshots dropped", path.display(), peer.uid));
+                Ok((format!("not owned any more, {n} snapshots dropped"), None, None))
+            }
+            Err(err) => Err(chain(&err)),
+        };
+        Self::one(&path, result)
+    }
+
+    fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError> {
+        Config { process: vec![process.clone()], ..Config::default() }
+            .validate()
+            .map_err(|err| ControlError::Bad(chain(&err)))?;
+        if lock(&self.executor.specs).contains_key(&process.name) {
+            return Err(ControlError::Bad(format!("process `{}` is declared already", process.name)));
+        }
+        self.journal.note("command", format!("process {} declared by uid {}", process.name, peer.uid));
+        declare(&self.executor, process);
+        Ok(())
+    }
+
+    fn remove_process(&self, name: &str, peer: Peer) -> Result<(), ControlError> {
+        if lock(&self.config).process.iter().any(|p| p.name == name) {
+            return Err(ControlError::Refused(format!(
+                "process `{}` stands in the configuration: take it out there and reload",
+                name.escape_debug()
+            )));
+        }
+        if lock(&self.executor.specs).remove(name).is_none() {
+            return Err(ControlError::NotFound(format!("no process `{}` is declared", name.escape_debug())));
+        }
+        self.executor.send(Kind::ProcessForgotten { name: name.to_owned() });
+        self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
+        let stopped = self.executor.stop(name);
+        start_process::forget(name, &self.executor.running);
+        stopped.map_err(ControlError::Failed)
+    }
+
+    fn tasks(&self) -> Result<Vec<TaskView>, ControlError> {
+        self.journal.tasks().map_err(|err| Self::failed(&err))
+    }
+
+    fn config(&self) -> Config {
+        lock(&self.config).clone()
+    }
+}
+
+impl Agent {
+    /// The name under which `path` is owned: as given, or with its folder resolved. The file itself may be gone.
+    fn owned_name(&self, path: &Path) -> PathBuf {
+        if self.executor.store.current_of(path).is_some() {
+            return path.to_owned();
+        }
+        let resolved = path.parent().and_then(|folder| folder.canonicalize().ok());
+        match (resolved, path.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => path.to_owned(),
+        }
+    }
+}
+
+fn view(snapshot: Snapshot) -> SnapshotView {
+    SnapshotView {
+        id: snapshot.id,
+        path: snapshot.path,
+        current: snapshot.current,
+        at: snapshot.at,
+        reason: snapshot.reason,
+        known: snapshot.known,
+    }
+}

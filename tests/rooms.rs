@@ -1,0 +1,224 @@
+//! The architecture as a test: which room may import which, and what the pure rooms may not touch.
+//!
+//! Reads the sources as text. It fails on a `crate::` path into a room that the table does not allow, on an effect
+//! named in a pure room, on a file without a first line that says what it is for, and on a file in no room.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rooms of grace-agent: folder or file below `src`, and the rooms it may use. `tests/rooms.rs` and ARCHITECTURE.md
+/// say the same; a new room goes into both.
+const ROOMS: &[(&str, &[&str])] = &[
+    // Vocabulary: plain data.
+    ("event", &["action", "config", "file_state"]),
+    ("file_state", &[]),
+    ("firing", &["action", "event"]),
+    ("action", &["event", "file_state", "firing"]),
+    ("config", &["event"]),
+    // Judgement: pure.
+    ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
+    ("policy", &["action", "config", "event"]),
+    ("incident", &["action", "event", "firing"]),
+    ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
+    ("replay", &["config", "engine", "event", "firing"]),
+    // The edges.
+    ("clock", &["event"]),
+    ("sha256", &["file_state"]),
+    ("file_meta", &["file_state"]),
+    ("host", &[]),
+    ("safe_path", &[]),
+    ("state_dir", &["clock"]),
+    (
+        "sources",
+        &["api::view", "clock", "event", "file_meta", "file_state", "safe_path", "sha256", "sources"],
+    ),
+    (
+        "snapshots",
+        &["clock", "event", "file_meta", "file_state", "safe_path", "sha256", "snapshots", "sources", "state_dir"],
+    ),
+    (
+        "actions",
+        &["actions", "config", "file_meta", "file_state", "safe_path", "sha256", "snapshots", "sources", "state_dir"],
+    ),
+    ("journal", &["action", "api", "clock", "event", "firing"]),
+    ("recording", &["config", "event"]),
+    ("api", &["api", "config", "event", "file_state", "firing"]),
+    (
+        "cli",
+        &[
+            "api", "cli", "clock", "config", "event", "file_state", "firing", "host", "recording", "replay",
+            "sources", "triggers", "engine", "action",
+        ],
+    ),
+    // Joins them all.
+    (
+        "daemon",
+        &[
+            "action", "actions", "api", "cli", "clock", "config", "daemon", "engine", "event", "file_state",
+            "firing", "host", "journal", "recording", "safe_path", "snapshots", "sources", "state_dir", "triggers",
+        ],
+    ),
+];
+
+/// Rooms whose code may not reach outside of itself.
+const PURE: &[&str] =
+    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+
+/// What no pure room names.
+const EFFECTS: &[&str] = &[
+    "std::fs", "std::net", "std::process", "std::thread", "std::env", "std::io", "std::time::Instant",
+    "std::time::SystemTime", "tokio", "rustix", "libc", "aya", "rusqlite", "crate::clock", "tracing", "println!",
+    "rand",
+];
+
+/// The whole files of the roots: they belong to no room.
+const ROOTS: &[&str] = &["lib.rs", "main.rs"];
+
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn files(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+            (name, fs::read_to_string(&path).expect("readable source"))
+        })
+        .collect()
+}
+
+/// Code without comments and without what stands under `#[cfg(test)]`.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or(text);
+    text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The paths that follow `crate::` in `text`: `a`, `a::b`; braces are opened.
+fn uses(text: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for (at, _) in text.match_indices("crate::") {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &text[at + 7..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let group = &group[..group.find("};").or_else(|| group.find('}')).unwrap_or(group.len())];
+            let mut depth = 0;
+            for part in group.split(|c| {
+                match c {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    _ => {}
+                }
+                c == ',' && depth == 0
+            }) {
+                out.push(path_of(part.trim()));
+            }
+        } else {
+            out.push(path_of(rest));
+        }
+    }
+    out.retain(|p| !p.is_empty());
+    out
+}
+
+fn path_of(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect()
+}
+
+#[test]
+fn rooms_use_only_what_the_table_allows() {
+    let rooms: BTreeMap<&str, &[&str]> = ROOMS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (name, text) in files("grace-agent/src") {
+        if ROOTS.contains(&name.as_str()) {
+            continue;
+        }
+        let room = name.split('/').next().unwrap_or(&name).trim_end_matches(".rs").to_owned();
+        let Some(allowed) = rooms.get(room.as_str()) else {
+            wrong.push(format!("{name}: no such room; add it to ROOMS and ARCHITECTURE.md"));
+            continue;
+        };
+        let code = code(&text);
+        for used in uses(&code) {
+            let fits = |a: &&str| used == **a || used.starts_with(&format!("{a}::"));
+            if !allowed.iter().any(|a| fits(&a)) {
+                wrong.push(format!("{name}: uses crate::{used}, which {room} may not"));
+            }
+        }
+        if PURE.contains(&room.as_str()) {
+            wrong.extend(
+                EFFECTS
+                    .iter()
+                    .filter(|effect| code.contains(*effect))
+                    .map(|effect| format!("{name}: names {effect}; {room} is pure")),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_first_what_it_is_for() {
+    let silent: Vec<String> = ["grace-agent/src", "grace-common/src", "grace-ebpf/src", "xtask/src", "tests"]
+        .iter()
+        .flat_map(|folder| files(folder).into_iter().map(move |(name, text)| (format!("{folder}/{name}"), text)))
+        .filter(|(_, text)| !text.trim_start().starts_with("//!"))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(silent.is_empty(), "these begin without `//!`:\n{}", silent.join("\n"));
+}
+
+#[test]
+fn only_emit_writes_into_the_ring() {
+    // A probe that reserves or outputs by itself could lose an event without counting it.
+    let wrong: Vec<String> = files("grace-ebpf/src")
+        .into_iter()
+        .filter(|(name, text)| {
+            name != "emit.rs" && (text.contains("EVENTS.") || text.contains(".reserve") || text.contains("EVENTS,"))
+        })
+        .map(|(name, _)| name)
+        .collect();
+    assert!(wrong.is_empty(), "these go past emit.rs: {wrong:?}");
+}
+
+#[test]
+fn a_probe_has_its_record_under_the_same_name() {
+    let names = |folder| files(folder).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let records = names("grace-common/src");
+    for probe in names("grace-ebpf/src/probes").iter().filter(|n| *n != "mod.rs") {
+        assert!(records.contains(probe), "grace-common/src/{probe} is missing");
+    }
+}
+
+#[test]
+fn every_trigger_is_a_file_and_its_spec_is_named_like_it() {
+    let names: Vec<String> = files("grace-agent/src/triggers")
+        .into_iter()
+        .map(|(name, _)| name.trim_end_matches(".rs").to_owned())
+        .filter(|name| name != "mod")
+        .collect();
+    let mut specs: Vec<&str> = grace_agent::triggers::specs().iter().map(|s| s.name).collect();
+    specs.sort_unstable();
+    assert_eq!(names, specs);
+}
+
+#[test]
+fn the_table_itself_is_read_right() {
+    assert_eq!(uses("use crate::a::b; x(crate::c::d::<T>())"), ["a::b", "c::d::"]);
+    assert_eq!(uses("use crate::{a, b::{c, d}, e::f};"), ["a", "b::", "e::f"]);
+}
