@@ -10,9 +10,8 @@ pub const BUCKETS: usize = 40;
 pub const SYSCALL_CLASSES: usize = 12;
 
 /// Names of the classes, by index.
-pub const SYSCALL_CLASS_NAMES: [&str; SYSCALL_CLASSES] = [
-    "read", "write", "open", "stat", "sync", "net", "poll", "wait", "process", "memory", "signal", "other",
-];
+pub const SYSCALL_CLASS_NAMES: [&str; SYSCALL_CLASSES] =
+    ["read", "write", "open", "stat", "sync", "net", "poll", "wait", "process", "memory", "signal", "other"];
 
 /// Per-processor counts of every syscall's return: value 0 of the map `SYSCALL_COUNTS`, read in one call.
 #[repr(C)]

@@ -4,5 +4,6 @@ pub mod ebpf;
 pub mod fanotify;
 pub mod files;
 pub mod gpu;
+pub mod look;
 pub mod processes;
 pub mod who;

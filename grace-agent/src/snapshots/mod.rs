@@ -1,0 +1,452 @@
+//! The snapshots: which files Grace owns, and every known-good version of them.
+//!
+//! Contents lie in [`objects`], found by their digest; the versions lie in the database. A version is acknowledged
+//! once its content and its row are on disk, in this order: whatever happens in between, every row has its object.
+
+use std::fs::File;
+use std::io::Seek;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rustix::fs::fstat;
+use rustix::io::Errno;
+
+use crate::clock;
+use crate::file_meta::{self, MAX_CONTENT, MetaError};
+use crate::file_state::{ContentKind, Digest, KnownGood, Meta};
+use crate::safe_path::{Entry, Parent, PathError};
+use crate::sha256::each_block;
+use crate::state_dir::{StateDir, StateError};
+
+pub mod objects;
+
+use objects::{ObjectError, Objects};
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state folder refused.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The object store refused.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The path cannot be walked to.
+    #[error(transparent)]
+    Walk(#[from] PathError),
+    /// See the message.
+    #[error("`{}` is not there", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// See the message.
+    #[error("`{}` is a {what}: only regular files are kept", path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// See the message.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// See the message.
+    #[error("cannot read the attributes of `{}`", path.display())]
+    Attributes {
+        /// The file.
+        path: PathBuf,
+        /// The step that failed.
+        source: MetaError,
+    },
+    /// See the message.
+    #[error("`{}` has {size} bytes: at most {} MiB are kept of a config or secret", path.display(), MAX_CONTENT >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// See the message.
+    #[error("`{}` changes while it is read: take the snapshot when its writer is done", path.display())]
+    Changing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// See the message.
+    #[error("the database could not {doing}")]
+    Database {
+        /// What was asked of it.
+        doing: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// See the message.
+    #[error("there is no snapshot {id}: `grace snapshots` lists them")]
+    NoSuchSnapshot {
+        /// Its number.
+        id: u64,
+    },
+}
+
+/// One known-good version of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Its number, unique for good.
+    pub id: u64,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// When it was taken: RFC 3339, UTC.
+    pub at: String,
+    /// Why it was taken.
+    pub reason: String,
+    /// True for the version that is kept up now.
+    pub current: bool,
+    /// Content, owner, mode.
+    pub known: KnownGood,
+}
+
+/// How to take a snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Take {
+    /// What kind of content.
+    pub kind: ContentKind,
+    /// Executables whose change becomes the new known-good.
+    pub writers: Vec<String>,
+    /// Why it is taken; shown to people.
+    pub reason: String,
+}
+
+/// What [`Store::take`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Taken {
+    /// The version that is current now.
+    pub snapshot: Snapshot,
+    /// False where the current version already was what lies there: none was added.
+    pub added: bool,
+}
+
+/// The snapshots of one state folder. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct Store {
+    objects: Objects,
+    /// Held while objects are added or removed, so that none is removed between its coming and its row's.
+    /// Taken before `db` where both are.
+    changing: Mutex<()>,
+    db: Mutex<Connection>,
+}
+
+impl Store {
+    /// Opens the snapshots in `state`, and ends what a crash left half done.
+    ///
+    /// # Errors
+    /// Where the database or the object folder refuses.
+    pub fn open(state: &StateDir) -> Result<Self, StoreError> {
+        let db = state.db()?;
+        db.execute_batch(SCHEMA).map_err(database("create its tables"))?;
+        let objects = Objects::open(state.objects())?;
+        let this = Self { objects, changing: Mutex::new(()), db: Mutex::new(db) };
+        this.drop_doomed()?;
+        Ok(this)
+    }
+
+    /// Keeps the file at `path` as it is now and makes that its current version. Once this returns, the version
+    /// survives a crash and a power loss.
+    ///
+    /// # Errors
+    /// Where the file is not a regular one of at most [`MAX_CONTENT`], cannot be read, or keeps changing, and where
+    /// the store cannot write. Nothing is added then.
+    pub fn take(&self, path: &Path, take: Take) -> Result<Taken, StoreError> {
+        let _changing = lock(&self.changing);
+        let (digest, meta, mtime_ns) = self.read_in(path)?;
+        let Take { kind, writers, reason } = take;
+        let known = KnownGood { snapshot: 0, digest, meta, mtime_ns, kind, writers };
+        self.add(path, known, &reason)
+    }
+
+    /// The current version of every owned file, by path.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn current(&self) -> Result<Vec<Snapshot>, StoreError> {
+        self.list("list the owned files", &format!("{SELECT} WHERE c.id IS NOT NULL ORDER BY s.path"))
+    }
+
+    /// Every version of every file, by path, oldest first.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn all(&self) -> Result<Vec<Snapshot>, StoreError> {
+        self.list("list the snapshots", &format!("{SELECT} ORDER BY s.path, s.id"))
+    }
+
+    /// The current version of `path`; none where it is not owned.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn current_of(&self, path: &Path) -> Result<Option<Snapshot>, StoreError> {
+        current_of(&lock(&self.db), path).map_err(database("find the snapshot"))
+    }
+
+    /// The version with this number.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn get(&self, id: u64) -> Result<Option<Snapshot>, StoreError> {
+        by_id(&lock(&self.db), id).map_err(database("find the snapshot"))
+    }
+
+    /// Makes an older version of a file its current one.
+    ///
+    /// # Errors
+    /// Where there is no such version.
+    pub fn make_current(&self, id: u64) -> Result<Snapshot, StoreError> {
+        let doing = "change the current version";
+        let mut db = lock(&self.db);
+        let tx = begin(&mut db).map_err(database(doing))?;
+        let snapshot = by_id(&tx, id).map_err(database(doing))?.ok_or(StoreError::NoSuchSnapshot { id })?;
+        set_current(&tx, &snapshot.path, id).map_err(database(doing))?;
+        tx.commit().map_err(database(doing))?;
+        Ok(Snapshot { current: true, ..snapshot })
+    }
+
+    /// Does not own `path` any more: drops its versions, and the contents that no other version needs. Says how many
+    /// versions there were; 0 where it was not owned.
+    ///
+    /// # Errors
+    /// Where the database refuses (nothing is dropped then), or a content cannot be removed (the next start tries
+    /// again).
+    pub fn forget(&self, path: &Path) -> Result<usize, StoreError> {
+        let doing = "forget the file";
+        let _changing = lock(&self.changing);
+        let dropped = {
+            let mut db = lock(&self.db);
+            let tx = begin(&mut db).map_err(database(doing))?;
+            let dropped = forget(&tx, path).map_err(database(doing))?;
+            tx.commit().map_err(database(doing))?;
+            dropped
+        };
+        if dropped > 0 {
+            self.drop_doomed()?;
+        }
+        Ok(dropped)
+    }
+
+    /// A content, opened for reading. It is not checked: whoever copies it compares the digest.
+    ///
+    /// # Errors
+    /// Where it is missing or cannot be opened.
+    pub fn read(&self, digest: &Digest) -> Result<File, ObjectError> {
+        self.objects.read(digest)
+    }
+
+    /// Reads a content and compares its digest.
+    ///
+    /// # Errors
+    /// Where it is missing, cannot be read, or is damaged; the error names it.
+    pub fn check_object(&self, digest: &Digest) -> Result<(), ObjectError> {
+        self.objects.check(digest)
+    }
+
+    /// Copies the content of `path` into the object store, together with a state that it had at one moment.
+    fn read_in(&self, path: &Path) -> Result<(Digest, Meta, i64), StoreError> {
+        let failed = |source: std::io::Error| StoreError::Read { path: path.to_owned(), source };
+        let parent = Parent::open(path)?;
+        let (mut file, mut before) = match parent.entry() {
+            Ok(Entry::Regular(file, stat)) => (file, stat),
+            Ok(Entry::Missing) => return Err(StoreError::Missing { path: path.to_owned() }),
+            Ok(Entry::Other(stat)) => {
+                return Err(StoreError::NotRegular { path: path.to_owned(), what: file_meta::kind(&stat) });
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        for _ in 0..TRIES {
+            let meta = file_meta::read(&file, &before)
+                .map_err(|source| StoreError::Attributes { path: path.to_owned(), source })?;
+            if meta.size > MAX_CONTENT {
+                return Err(StoreError::TooLarge { path: path.to_owned(), size: meta.size });
+            }
+            let mut incoming = self.objects.begin()?;
+            let mut refused = None;
+            let read = each_block(&mut file, meta.size, meta.size + 1, |block| {
+                incoming.write(block).map_err(|err| {
+                    refused = Some(err);
+                    std::io::Error::from(Errno::IO)
+                })
+            });
+            if let Some(err) = refused {
+                return Err(err.into());
+            }
+            let read = read.map_err(failed)?;
+            let after = fstat(&file).map_err(|errno| failed(errno.into()))?;
+            if read == meta.size && file_meta::same(&before, &after) {
+                return Ok((incoming.keep()?, meta, file_meta::mtime_ns(&after)));
+            }
+            before = after;
+            file.rewind().map_err(failed)?;
+        }
+        Err(StoreError::Changing { path: path.to_owned() })
+    }
+
+    fn add(&self, path: &Path, known: KnownGood, reason: &str) -> Result<Taken, StoreError> {
+        let doing = "keep the snapshot";
+        let mut db = lock(&self.db);
+        let tx = begin(&mut db).map_err(database(doing))?;
+        if let Some(snapshot) = current_of(&tx, path).map_err(database(doing))? {
+            let now = &snapshot.known;
+            // The time of change is not part of it: the same state again is not a new version.
+            let same = (&now.digest, &now.meta, now.kind, &now.writers)
+                == (&known.digest, &known.meta, known.kind, &known.writers);
+            if same {
+                return Ok(Taken { snapshot, added: false });
+            }
+        }
+        let at = clock::wall_rfc3339();
+        let id = insert(&tx, path, &at, reason, &known).map_err(database(doing))?;
+        set_current(&tx, path, id).map_err(database(doing))?;
+        tx.commit().map_err(database(doing))?;
+        let known = KnownGood { snapshot: id, ..known };
+        let snapshot =
+            Snapshot { id, path: path.to_owned(), at, reason: reason.to_owned(), current: true, known };
+        Ok(Taken { snapshot, added: true })
+    }
+
+    /// Removes the contents that `forget` marked. The marks make sure that a crash in between leaves none behind.
+    fn drop_doomed(&self) -> Result<(), StoreError> {
+        let doing = "drop what was forgotten";
+        let doomed: Vec<(String, bool)> = {
+            let db = lock(&self.db);
+            let mut statement = db
+                .prepare("SELECT digest, EXISTS(SELECT 1 FROM snapshots s WHERE s.digest = d.digest) FROM doomed d")
+                .map_err(database(doing))?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+            rows.and_then(Iterator::collect).map_err(database(doing))?
+        };
+        for (digest, needed) in doomed {
+            if !needed {
+                self.objects.remove(&Digest(digest.clone()))?;
+            }
+            lock(&self.db)
+                .execute("DELETE FROM doomed WHERE digest = ?1", [&digest])
+                .map_err(database(doing))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, doing: &'static str, sql: &str) -> Result<Vec<Snapshot>, StoreError> {
+        let db = lock(&self.db);
+        let mut statement = db.prepare(sql).map_err(database(doing))?;
+        statement.query_map([], snapshot).and_then(Iterator::collect).map_err(database(doing))
+    }
+}
+
+fn current_of(db: &Connection, path: &Path) -> rusqlite::Result<Option<Snapshot>> {
+    db.prepare_cached(&format!("{SELECT} WHERE c.path = ?1"))?
+        .query_row([path.as_os_str().as_bytes()], snapshot)
+        .optional()
+}
+
+fn by_id(db: &Connection, id: u64) -> rusqlite::Result<Option<Snapshot>> {
+    let Ok(id) = i64::try_from(id) else { return Ok(None) };
+    db.query_row(&format!("{SELECT} WHERE s.id = ?1"), [id], snapshot).optional()
+}
+
+fn insert(
+    tx: &Transaction<'_>,
+    path: &Path,
+    at: &str,
+    reason: &str,
+    known: &KnownGood,
+) -> rusqlite::Result<u64> {
+    let meta = serde_json::to_string(&known.meta).map_err(unfit)?;
+    let kind = serde_json::to_string(&known.kind).map_err(unfit)?;
+    let writers = serde_json::to_string(&known.writers).map_err(unfit)?;
+    tx.execute(
+        "INSERT INTO snapshots (path, at, reason, digest, mtime_ns, meta, kind, writers)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![path.as_os_str().as_bytes(), at, reason, known.digest.0, known.mtime_ns, meta, kind, writers],
+    )?;
+    Ok(u64::try_from(tx.last_insert_rowid()).unwrap_or_default())
+}
+
+fn set_current(tx: &Transaction<'_>, path: &Path, id: u64) -> rusqlite::Result<()> {
+    let id = i64::try_from(id).unwrap_or(i64::MAX);
+    tx.execute(
+        "INSERT OR REPLACE INTO owned (path, id) VALUES (?1, ?2)",
+        params![path.as_os_str().as_bytes(), id],
+    )?;
+    Ok(())
+}
+
+fn forget(tx: &Transaction<'_>, path: &Path) -> rusqlite::Result<usize> {
+    let path = path.as_os_str().as_bytes();
+    tx.execute("INSERT OR IGNORE INTO doomed SELECT digest FROM snapshots WHERE path = ?1", [path])?;
+    tx.execute("DELETE FROM owned WHERE path = ?1", [path])?;
+    tx.execute("DELETE FROM snapshots WHERE path = ?1", [path])
+}
+
+fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
+    let json = |column: &str| row.get::<_, String>(column);
+    let id = row.get::<_, i64>("id")?.unsigned_abs();
+    Ok(Snapshot {
+        id,
+        path: PathBuf::from(std::ffi::OsString::from_vec(row.get("path")?)),
+        at: row.get("at")?,
+        reason: row.get("reason")?,
+        current: row.get("current")?,
+        known: KnownGood {
+            snapshot: id,
+            digest: Digest(row.get("digest")?),
+            mtime_ns: row.get("mtime_ns")?,
+            meta: serde_json::from_str(&json("meta")?).map_err(unfit)?,
+            kind: serde_json::from_str(&json("kind")?).map_err(unfit)?,
+            writers: serde_json::from_str(&json("writers")?).map_err(unfit)?,
+        },
+    })
+}
+
+fn unfit(err: serde_json::Error) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(err))
+}
+
+/// The write lock at once: a transaction that reads first and writes later can be refused in the middle.
+fn begin(db: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+    db.transaction_with_behavior(TransactionBehavior::Immediate)
+}
+
+fn database(doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |source| StoreError::Database { doing, source }
+}
+
+/// A thread that panicked while it held the lock rolled its transaction back: what it guards is sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Paths are bytes. AUTOINCREMENT: a number is never used again, so one in an old journal cannot mean a new version.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS snapshots (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL,
+    digest TEXT NOT NULL, mtime_ns INTEGER NOT NULL, meta TEXT NOT NULL, kind TEXT NOT NULL, writers TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS snapshots_path ON snapshots (path, id);
+CREATE INDEX IF NOT EXISTS snapshots_digest ON snapshots (digest);
+CREATE TABLE IF NOT EXISTS owned (
+    path BLOB PRIMARY KEY, id INTEGER NOT NULL REFERENCES snapshots (id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS owned_id ON owned (id);
+CREATE TABLE IF NOT EXISTS doomed (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+";
+
+const SELECT: &str = "
+SELECT s.*, c.id IS NOT NULL AS current FROM snapshots s LEFT JOIN owned c ON c.path = s.path AND c.id = s.id";
+
+/// How often a file that changes while it is read is read.
+const TRIES: u32 = 3;
