@@ -203,6 +203,23 @@ impl Journal {
         Ok(open.len())
     }
 
+    /// Orders that were admitted and of which no outcome is known, in words: the last agent ended in between. Whether
+    /// what they were for still holds is judged anew.
+    pub fn unfinished(&self) -> Result<Vec<String>, JournalError> {
+        self.read("find orders without an outcome", |db| {
+            let mut sql = db.prepare(
+                "SELECT d.text FROM journal d
+                 WHERE d.kind = 'decision' AND d.text LIKE '%: admitted' AND d.firing IS NOT NULL
+                   AND d.seq > (SELECT COALESCE(MAX(seq), 0) FROM journal WHERE kind = 'start')
+                   AND NOT EXISTS (SELECT 1 FROM journal o
+                                   WHERE o.firing = d.firing AND o.kind = 'outcome' AND o.seq > d.seq)",
+            )?;
+            sql.query_map([], |row| row.get::<_, String>(0))?
+                .map(|text| Ok(format!("was under way when the last agent ended: {}", text?)))
+                .collect()
+        })
+    }
+
     /// Firings, oldest first.
     pub fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, JournalError> {
         let since = query.since_s.map_or(i64::MIN, |s| {

@@ -98,17 +98,18 @@ impl Agent {
     }
 
     fn take(&self, path: &Path, kind: Option<ContentKind>, peer: Peer) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
-        let old = self.executor.store.current_of(path);
+        let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
         let take = Take {
             kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_default(),
             writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
             reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
         };
-        let snapshot = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        let taken = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        let snapshot = taken.snapshot;
         self.executor.own(path, snapshot.known.clone());
-        let done = match old {
-            Some(old) if old.id == snapshot.id => format!("unchanged since snapshot {}", snapshot.id),
-            _ => format!("snapshot {} is the known-good state", snapshot.id),
+        let done = match taken.added {
+            false => format!("unchanged since snapshot {}", snapshot.id),
+            true => format!("snapshot {} is the known-good state", snapshot.id),
         };
         Ok((done, Some(snapshot), None))
     }
@@ -119,13 +120,16 @@ impl Agent {
         at: Option<u64>,
     ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
         let store = &self.executor.store;
-        let current = store.current_of(path).ok_or("not owned: `grace snapshot` it first")?;
+        let current = store
+            .current_of(path)
+            .map_err(|err| chain(&err))?
+            .ok_or("not owned: `grace snapshot` it first")?;
         let wanted = match at {
             None => current,
             Some(id) => store
-                .all()
-                .into_iter()
-                .find(|s| s.id == id && s.path == path)
+                .get(id)
+                .map_err(|err| chain(&err))?
+                .filter(|s| s.path == path)
                 .ok_or_else(|| format!("it has no snapshot {id}: `grace snapshots` lists them"))?,
         };
         let seen = look(path, Some(&wanted.known));
@@ -196,7 +200,7 @@ impl Control for Agent {
             host: self.host.clone(),
             probes,
             sources,
-            files: executor.store.current().len(),
+            files: executor.store.current().map_or(0, |owned| owned.len()),
             processes,
             syscalls: self.probes.as_ref().map(|p| p.syscalls()).unwrap_or_default(),
             holds: duties.iter().map(|d| d.holds).sum(),
@@ -277,7 +281,7 @@ impl Control for Agent {
     fn snapshot(&self, paths: &[PathBuf], kind: Option<ContentKind>, peer: Peer) -> Vec<PathAnswer> {
         paths
             .iter()
-            .map(|given| match own_name(given) {
+            .map(|given| match own_name(given, Path::new("/")) {
                 Ok(path) => {
                     let answer = Self::one(&path, self.take(&path, kind, peer));
                     if let Some(done) = &answer.done {
@@ -291,20 +295,20 @@ impl Control for Agent {
     }
 
     fn snapshots(&self) -> Result<Vec<SnapshotView>, ControlError> {
-        Ok(self.executor.store.all().into_iter().map(view).collect())
+        Ok(self.executor.store.all().map_err(|err| Self::failed(&err))?.into_iter().map(view).collect())
     }
 
     fn verify(&self, paths: &[PathBuf]) -> Vec<VerifyView> {
         let store = &self.executor.store;
         let wanted: Vec<PathBuf> = if paths.is_empty() {
-            store.current().into_iter().map(|s| s.path).collect()
+            store.current().unwrap_or_default().into_iter().map(|s| s.path).collect()
         } else {
             paths.iter().map(|p| self.owned_name(p)).collect()
         };
         wanted
             .into_iter()
             .map(|path| {
-                let Some(snapshot) = store.current_of(&path) else {
+                let Ok(Some(snapshot)) = store.current_of(&path) else {
                     return VerifyView { path, verdict: VerifyVerdict::NotOwned, drift: Vec::new(), expected: None, actual: None };
                 };
                 let expected = Some(snapshot.known.digest.clone());
@@ -390,7 +394,7 @@ impl Control for Agent {
 impl Agent {
     /// The name under which `path` is owned: as given, or with its folder resolved. The file itself may be gone.
     fn owned_name(&self, path: &Path) -> PathBuf {
-        if self.executor.store.current_of(path).is_some() {
+        if matches!(self.executor.store.current_of(path), Ok(Some(_))) {
             return path.to_owned();
         }
         let resolved = path.parent().and_then(|folder| folder.canonicalize().ok());

@@ -94,9 +94,9 @@ impl Executor {
     }
 
     fn accept(&self, path: &Path, reason: &str) -> Result<String, String> {
-        let old = self.store.current_of(path).ok_or("not owned any more")?;
+        let old = self.store.current_of(path).map_err(|err| chain(&err))?.ok_or("not owned any more")?;
         let take = Take { kind: old.known.kind, writers: old.known.writers, reason: reason.to_owned() };
-        let snapshot = self.store.take(path, take).map_err(|err| chain(&err))?;
+        let snapshot = self.store.take(path, take).map_err(|err| chain(&err))?.snapshot;
         self.own(path, snapshot.known);
         Ok(format!("snapshot {} is the known-good state now", snapshot.id))
     }

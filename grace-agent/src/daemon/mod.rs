@@ -33,13 +33,14 @@ use crate::event::{Event, Exit, Kind};
 use crate::file_state::ContentKind;
 use crate::journal::Journal;
 use crate::recording::Recorder;
-use crate::snapshots::{Store, Take};
+use crate::safe_path::own_name;
+use crate::snapshots::{Snapshot, Store, StoreError, Take};
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{self, Probes, chain};
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
-use crate::{host, sources};
+use crate::host;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -95,7 +96,7 @@ fn serve(
     let next_firing = journal.next_firing()?;
     journal.close_old(next_firing)?;
     let leftovers = recover(&store, &state, &journal);
-    let owned = own_configured(&config, &store, &journal);
+    let owned = own_configured(&config, &store, &journal)?;
     let (probes, ring, probe_views) = match loading.join() {
         Ok(Ok((probes, ring))) => {
             let probes = Arc::new(probes);
@@ -130,7 +131,7 @@ fn serve(
         starts: Mutex::new(BTreeMap::new()),
         quarantine: state.quarantine(),
         logs: state.logs(),
-        running: state.root().join("running"),
+        running: state.path().join("running"),
         boot_id: boot_id.clone(),
         events: events.clone(),
     });
@@ -280,8 +281,9 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     }
     let executor = &agent.executor;
     executor.send(Kind::Mode { mode: config.mode });
-    for snapshot in own_configured(&config, &executor.store, &agent.journal) {
-        executor.own(&snapshot.path, snapshot.known);
+    match own_configured(&config, &executor.store, &agent.journal) {
+        Ok(owned) => owned.into_iter().for_each(|snapshot| executor.own(&snapshot.path, snapshot.known)),
+        Err(err) => tracing::error!(why = %chain(&err), "the owned files cannot be listed"),
     }
     let gone: Vec<String> = {
         let old = lock(&agent.config);
@@ -304,30 +306,30 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
 }
 
 /// Takes a snapshot of every `[[file]]` that has none yet, and returns all that is owned.
-fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Vec<crate::snapshots::Snapshot> {
+fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<Vec<Snapshot>, StoreError> {
     for file in &config.file {
         let kind = if file.secret { ContentKind::Secret } else { ContentKind::Config };
-        let known = store.current_of(&file.path);
-        let result = match known {
-            Some(snapshot) if snapshot.known.writers == file.writers && snapshot.known.kind == kind => continue,
+        let result = match store.current_of(&file.path)? {
             Some(snapshot) => store.describe(snapshot.id, kind, &file.writers),
             None => {
                 let take = Take { kind, writers: file.writers.clone(), reason: "config file".to_owned() };
-                store.take(&file.path, take).map(|_| ())
+                own_name(&file.path, Path::new("/")).map_err(|err| chain(&err)).and_then(|path| {
+                    store.take(&path, take).map_err(|err| chain(&err))
+                }).map(drop).or_else(|why| {
+                    tracing::warn!(path = %file.path.display(), %why, "cannot be owned");
+                    journal.note("config", format!("{} cannot be owned: {why}", file.path.display()));
+                    Ok(())
+                })
             }
         };
-        if let Err(err) = result {
-            let why = chain(&err);
-            tracing::warn!(path = %file.path.display(), %why, "cannot be owned");
-            journal.note("config", format!("{} cannot be owned: {why}", file.path.display()));
-        }
+        result?;
     }
     store.current()
 }
 
 /// Finishes or rolls back what an earlier agent left half done.
 fn recover(store: &Store, state: &StateDir, journal: &Journal) -> Vec<String> {
-    let owned: Vec<PathBuf> = store.current().into_iter().map(|s| s.path).collect();
+    let owned: Vec<PathBuf> = store.current().unwrap_or_default().into_iter().map(|s| s.path).collect();
     let mut lines = restore_file::recover(store, &state.quarantine(), &owned);
     match journal.unfinished() {
         Ok(unfinished) => lines.extend(unfinished),

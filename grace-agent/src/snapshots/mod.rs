@@ -217,6 +217,14 @@ impl Store {
         Ok(Snapshot { current: true, ..snapshot })
     }
 
+    /// Changes what kind of content version `id` is and who may change it, in place: the content stays the same.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn describe(&self, id: u64, kind: ContentKind, writers: &[String]) -> Result<(), StoreError> {
+        describe(&lock(&self.db), id, kind, writers).map_err(database("change how the file is owned"))
+    }
+
     /// Does not own `path` any more: drops its versions, and the contents that no other version needs. Says how many
     /// versions there were; 0 where it was not owned.
     ///
@@ -381,6 +389,17 @@ fn set_current(tx: &Transaction<'_>, path: &Path, id: u64) -> rusqlite::Result<(
     tx.execute(
         "INSERT OR REPLACE INTO owned (path, id) VALUES (?1, ?2)",
         params![path.as_os_str().as_bytes(), id],
+    )?;
+    Ok(())
+}
+
+fn describe(db: &Connection, id: u64, kind: ContentKind, writers: &[String]) -> rusqlite::Result<()> {
+    let kind = serde_json::to_string(&kind).map_err(unfit)?;
+    let writers = serde_json::to_string(writers).map_err(unfit)?;
+    let id = i64::try_from(id).unwrap_or(i64::MAX);
+    db.execute(
+        "UPDATE snapshots SET kind = ?2, writers = ?3 WHERE id = ?1 AND (kind <> ?2 OR writers <> ?3)",
+        params![id, kind, writers],
     )?;
     Ok(())
 }

@@ -54,9 +54,16 @@ pub struct Files {
     tell: Sender<Message>,
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
+    lost: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Files {
+    /// How often each kernel queue overflowed: what it would have told is not known, so everything was looked at.
+    #[must_use]
+    pub fn lost(&self) -> BTreeMap<String, u64> {
+        self.lost.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
     /// Watches `path` from now on, and looks at it at once.
     pub fn own(&self, path: &Path, known: KnownGood) {
         self.send(Message::Own(path.to_owned(), Box::new(known)));
@@ -105,7 +112,8 @@ pub fn start(
     let (tell, told) = channel();
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let health = Arc::new(Mutex::new(Vec::new()));
-    let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health) };
+    let lost = Arc::new(Mutex::new(BTreeMap::new()));
+    let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health), lost: Arc::clone(&lost) };
     let (fanotify, fanotify_why) = match Fanotify::open() {
         Ok(fanotify) => (Some(fanotify), None),
         Err(err) => (None, Some(err.to_string())),
@@ -124,7 +132,7 @@ pub fn start(
         files: BTreeMap::new(),
         folders: BTreeMap::new(),
         by_inode: BTreeMap::new(),
-        lost: BTreeMap::new(),
+        lost,
         sweep,
         next_sweep: clock::boottime().after(sweep),
         stop: false,
@@ -165,7 +173,7 @@ struct Watcher {
     /// Marked folders with the number of owned files in each.
     folders: BTreeMap<PathBuf, usize>,
     by_inode: BTreeMap<InodeKey, PathBuf>,
-    lost: BTreeMap<&'static str, u64>,
+    lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
     stop: bool,
@@ -249,10 +257,13 @@ impl Watcher {
 
     /// A queue was full: count it and look at everything.
     fn overflow(&mut self, class: &'static str) {
-        let total = self.lost.entry(class).or_default();
-        *total += 1;
-        let event = Kind::Lost { class: class.to_owned(), total: *total };
-        self.send(event);
+        let total = {
+            let mut lost = self.lost.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let total = lost.entry(class.to_owned()).or_default();
+            *total += 1;
+            *total
+        };
+        self.send(Kind::Lost { class: class.to_owned(), total });
         let now = clock::boottime();
         for watched in self.files.values_mut() {
             watched.due.insert((now, via_rank(Via::Sweep)));
