@@ -29,13 +29,21 @@ struct Way {
 }
 
 const WAYS: &[Way] = &[
-    Way { name: "sed", command: &["sed", "-i", "s/8080/666/", "$F"], displaced: Some("listen = 666\nworkers = 4\n") },
+    Way {
+        name: "sed",
+        command: &["sed", "-i", "s/8080/666/", "$F"],
+        displaced: Some("listen = 666\nworkers = 4\n"),
+    },
     Way { name: "truncate", command: &["truncate", "-s", "3", "$F"], displaced: Some("lis") },
     Way { name: "mv", command: &["mv", "$D/other", "$F"], displaced: Some("other\n") },
     Way { name: "chmod", command: &["chmod", "0666", "$F"], displaced: Some(GOOD) },
     Way { name: "chown", command: &["chown", "12:34", "$F"], displaced: Some(GOOD) },
     Way { name: "rm", command: &["rm", "$F"], displaced: None },
-    Way { name: "dd", command: &["dd", "if=$D/other", "of=$F", "conv=notrunc", "status=none"], displaced: None },
+    Way {
+        name: "dd",
+        command: &["dd", "if=$D/other", "of=$F", "conv=notrunc", "status=none"],
+        displaced: None,
+    },
     Way { name: "cp", command: &["cp", "$D/other", "$F"], displaced: Some("other\n") },
     Way { name: "tee", command: &["sh", "-c", "echo more | exec tee -a $F >/dev/null"], displaced: None },
     Way { name: "ln", command: &["ln", "-sf", "/etc/passwd", "$F"], displaced: None },
@@ -54,7 +62,9 @@ fn every_way_of_breaking_a_config_is_undone_and_attributed() {
         let args: Vec<String> = way
             .command
             .iter()
-            .map(|a| a.replace("$F", path.to_str().unwrap()).replace("$D", agent.path("etc").to_str().unwrap()))
+            .map(|a| {
+                a.replace("$F", path.to_str().unwrap()).replace("$D", agent.path("etc").to_str().unwrap())
+            })
             .collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let pid = run(&program(args[0]), &args[1..]);
@@ -63,7 +73,10 @@ fn every_way_of_breaking_a_config_is_undone_and_attributed() {
         let what = format!("{}: {firing:#}\n{}", way.name, agent.log());
         assert_eq!(fs::read_to_string(&path).unwrap(), GOOD, "{what}");
         let meta = fs::symlink_metadata(&path).unwrap();
-        assert!(meta.is_file() && meta.mode() & 0o7777 == 0o640 && (meta.uid(), meta.gid()) == (0, 0), "{what}");
+        assert!(
+            meta.is_file() && meta.mode() & 0o7777 == 0o640 && (meta.uid(), meta.gid()) == (0, 0),
+            "{what}"
+        );
         assert_eq!(firing["writer"]["comm"], way.name, "{what}");
         if args[0] == way.name {
             assert_eq!(firing["writer"]["pid"], pid, "{what}");
@@ -119,7 +132,10 @@ fn a_legitimate_writer_makes_the_new_known_good() {
     let pid = rustix::process::Pid::from_raw(i32::try_from(agent.pid()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     wait_until("reloaded", || {
-        agent.lines(&["snapshots", "--json"]).iter().any(|s| s["writers"][0] == "*/cp" && s["current"] == true)
+        agent
+            .lines(&["snapshots", "--json"])
+            .iter()
+            .any(|s| s["writers"][0] == "*/cp" && s["current"] == true)
     });
     run(&program("cp"), &[new.to_str().unwrap(), path.to_str().unwrap()]);
     wait_until("taken over", || {
@@ -153,11 +169,18 @@ fn a_fight_ends_after_three_restores_with_a_task() {
     let tasks = agent.lines(&["tasks", "list", "--json"]);
     assert_eq!(tasks.len(), 1, "{tasks:#?}");
     assert_eq!(tasks[0]["trigger"], "config_drift");
-    assert!(tasks[0]["evidence"].as_array().unwrap().iter().any(|e| e["trust"] == "untrusted" && e["name"] == "writer"));
+    assert!(
+        tasks[0]["evidence"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|e| e["trust"] == "untrusted" && e["name"] == "writer")
+    );
     // A person decides: then Grace keeps it up again.
     agent.ok(&["restore", path.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(&path).unwrap(), GOOD);
-    agent.wait_firing("cleared", |f| drift_of(&path)(f) && f["id"] == firing["id"] && f["state"] == "cleared");
+    agent
+        .wait_firing("cleared", |f| drift_of(&path)(f) && f["id"] == firing["id"] && f["state"] == "cleared");
 }
 
 #[test]
@@ -206,7 +229,10 @@ fn a_killed_process_comes_back_and_the_killer_is_named() {
     let firing = agent.wait_firing("killed", |f| f["trigger"] == "health_gap" && f["state"] == "cleared");
     let second = wait_pid(&agent, "worker", first);
     let summary = firing["summary"].as_str().unwrap();
-    assert!(summary.contains(&format!("pid {first} was killed by SIGKILL, sent by kill (pid {killer}")), "{firing:#}");
+    assert!(
+        summary.contains(&format!("pid {first} was killed by SIGKILL, sent by kill (pid {killer}")),
+        "{firing:#}"
+    );
     assert_eq!(firing["writer"]["pid"], killer);
     assert_eq!(firing["evidence"][0], "starting");
     assert_eq!(firing["remedy"][0]["action"], "start_process");
@@ -230,7 +256,10 @@ interval = "1h"
         f["trigger"] == "health_gap" && f["remedy"][0]["state"] == "held" && f["remedy"][1]["state"] == "done"
     });
     assert!(firing["summary"].as_str().unwrap().contains("exited with code 3"), "{firing:#}");
-    assert!(firing["remedy"][0]["why"].as_str().unwrap().contains("3 restarts in 1h are used up"), "{firing:#}");
+    assert!(
+        firing["remedy"][0]["why"].as_str().unwrap().contains("3 restarts in 1h are used up"),
+        "{firing:#}"
+    );
     assert!(firing["evidence"].as_array().unwrap().iter().all(|l| l == "no such table"), "{firing:#}");
     let starts = fs::read_to_string(agent.path("state/logs/broken.stderr")).unwrap().lines().count();
     assert_eq!(starts, 4, "one first start and three restarts");
@@ -242,7 +271,8 @@ fn a_program_that_does_not_exist_is_reported_and_retried_within_its_budget() {
     let agent = Agent::start(
         "[[process]]\nname = \"gone\"\ncommand = [\"/nonexistent/program\"]\nbackoff = \"10ms\"\nburst = 2\ninterval = \"1h\"\n",
     );
-    let firing = agent.wait_firing("held", |f| f["trigger"] == "health_gap" && f["remedy"][1]["state"] == "done");
+    let firing =
+        agent.wait_firing("held", |f| f["trigger"] == "health_gap" && f["remedy"][1]["state"] == "done");
     assert_eq!(firing["summary"], "could not be started");
     assert!(firing["evidence"][0].as_str().unwrap().contains("/nonexistent/program"), "{firing:#}");
 }

@@ -50,15 +50,16 @@ fn writer() -> impl Strategy<Value = Option<Actor>> {
 fn kind() -> impl Strategy<Value = Kind> {
     let file = (0..FILES.len()).prop_map(|i| PathBuf::from(FILES[i]));
     let process = (0..PROCESSES.len()).prop_map(|i| PROCESSES[i].to_owned());
-    let policy = (0..4u32, prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)])
-        .prop_map(|(burst, restart)| RestartPolicy {
-            burst,
-            interval_ms: 10_000,
-            backoff_ms: 100,
-            backoff_max_ms: 1_000,
-            stable_ms: 5_000,
-            restart,
-        });
+    let policy =
+        (0..4u32, prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)])
+            .prop_map(|(burst, restart)| RestartPolicy {
+                burst,
+                interval_ms: 10_000,
+                backoff_ms: 100,
+                backoff_max_ms: 1_000,
+                stable_ms: 5_000,
+                restart,
+            });
     prop_oneof![
         4 => (file.clone(), state(), writer()).prop_map(|(path, state, writer)| {
             Kind::FileSeen { path, state, writer, via: Via::Fanotify }
@@ -105,7 +106,8 @@ fn judge(config: &Config, mode: Mode, stream: &[(u64, Kind)]) -> (Vec<Event>, Ve
             for effect in &out {
                 if let Effect::Run(order) = effect {
                     orders += 1;
-                    let result = if orders % 3 == 0 { Err("no space".to_owned()) } else { Ok("done".to_owned()) };
+                    let result =
+                        if orders % 3 == 0 { Err("no space".to_owned()) } else { Ok("done".to_owned()) };
                     inbox.push(Event {
                         at: now,
                         kind: Kind::Outcome(Outcome {

@@ -35,11 +35,31 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     (
         "snapshots",
-        &["clock", "event", "file_meta", "file_state", "safe_path", "sha256", "snapshots", "sources", "state_dir"],
+        &[
+            "clock",
+            "event",
+            "file_meta",
+            "file_state",
+            "safe_path",
+            "sha256",
+            "snapshots",
+            "sources",
+            "state_dir",
+        ],
     ),
     (
         "actions",
-        &["actions", "config", "file_meta", "file_state", "safe_path", "sha256", "snapshots", "sources", "state_dir"],
+        &[
+            "actions",
+            "config",
+            "file_meta",
+            "file_state",
+            "safe_path",
+            "sha256",
+            "snapshots",
+            "sources",
+            "state_dir",
+        ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing"]),
     ("recording", &["config", "event"]),
@@ -47,16 +67,45 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "api", "cli", "clock", "config", "event", "file_state", "firing", "host", "recording", "replay",
-            "sources", "triggers", "engine", "action",
+            "api",
+            "cli",
+            "clock",
+            "config",
+            "event",
+            "file_state",
+            "firing",
+            "host",
+            "recording",
+            "replay",
+            "sources",
+            "triggers",
+            "engine",
+            "action",
         ],
     ),
     // Joins them all.
     (
         "daemon",
         &[
-            "action", "actions", "api", "cli", "clock", "config", "daemon", "engine", "event", "file_state",
-            "firing", "host", "journal", "recording", "safe_path", "snapshots", "sources", "state_dir", "triggers",
+            "action",
+            "actions",
+            "api",
+            "cli",
+            "clock",
+            "config",
+            "daemon",
+            "engine",
+            "event",
+            "file_state",
+            "firing",
+            "host",
+            "journal",
+            "recording",
+            "safe_path",
+            "snapshots",
+            "sources",
+            "state_dir",
+            "triggers",
         ],
     ),
 ];
@@ -67,8 +116,22 @@ const PURE: &[&str] =
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[
-    "std::fs", "std::net", "std::process", "std::thread", "std::env", "std::io", "std::time::Instant",
-    "std::time::SystemTime", "tokio", "rustix", "libc", "aya", "rusqlite", "crate::clock", "tracing", "println!",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "std::io",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "tokio",
+    "rustix",
+    "libc",
+    "aya",
+    "rusqlite",
+    "crate::clock",
+    "tracing",
+    "println!",
     "rand",
 ];
 
@@ -176,7 +239,9 @@ fn rooms_use_only_what_the_table_allows() {
 fn every_file_says_first_what_it_is_for() {
     let silent: Vec<String> = ["grace-agent/src", "grace-common/src", "grace-ebpf/src", "xtask/src", "tests"]
         .iter()
-        .flat_map(|folder| files(folder).into_iter().map(move |(name, text)| (format!("{folder}/{name}"), text)))
+        .flat_map(|folder| {
+            files(folder).into_iter().map(move |(name, text)| (format!("{folder}/{name}"), text))
+        })
         .filter(|(_, text)| !text.trim_start().starts_with("//!"))
         .map(|(name, _)| name)
         .collect();
@@ -189,7 +254,8 @@ fn only_emit_writes_into_the_ring() {
     let wrong: Vec<String> = files("grace-ebpf/src")
         .into_iter()
         .filter(|(name, text)| {
-            name != "emit.rs" && (text.contains("EVENTS.") || text.contains(".reserve") || text.contains("EVENTS,"))
+            name != "emit.rs"
+                && (text.contains("EVENTS.") || text.contains(".reserve") || text.contains("EVENTS,"))
         })
         .map(|(name, _)| name)
         .collect();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::action::{Action, Order};
+use crate::action::{Action, Order, Outcome};
 use crate::config::Config;
 use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Firing, FiringId, RungState, State, Subject, Verdict};
@@ -97,11 +97,8 @@ impl Engine {
             Kind::Mode { mode } => self.policy.set_mode(*mode),
             Kind::Lost { class, total } => self.note_loss(event.at, class, *total, &mut out),
             Kind::Outcome(outcome) => {
-                if let Some(id) = outcome.firing
-                    && let Some(incident) = self.open.values_mut().find(|i| i.firing.id == id)
-                {
-                    incident.ended(outcome.rung, &outcome.result, outcome.took_us, event.at);
-                    out.push(Effect::Firing(incident.firing.clone()));
+                if let Some(id) = outcome.firing {
+                    self.note_outcome(id, outcome, event.at, &mut out);
                 }
             }
             _ => {}
@@ -185,9 +182,12 @@ impl Engine {
                 out.push(Effect::Firing(incident.firing.clone()));
             }
             Verdict::Cleared(subject, how) => {
-                if let Some(mut incident) = self.open.remove(&(spec.name, subject)) {
-                    incident.clear(now, how);
-                    out.push(Effect::Firing(incident.firing));
+                let key = (spec.name, subject);
+                match self.open.get_mut(&key) {
+                    // The file is seen to be right before the restore has told that it is done: wait for its word.
+                    Some(incident) if incident.running.is_some() => incident.clearing = Some((now, how)),
+                    Some(_) => self.close(&key, now, how, out),
+                    None => {}
                 }
             }
             Verdict::Happened(finding) => {
@@ -208,6 +208,25 @@ impl Engine {
                     out.push(Effect::Run(Order { firing: None, subject, rung: 0, at: now, action }));
                 }
             }
+        }
+    }
+
+    fn note_outcome(&mut self, id: FiringId, outcome: &Outcome, now: Timestamp, out: &mut Vec<Effect>) {
+        let Some((key, incident)) = self.open.iter_mut().find(|(_, i)| i.firing.id == id) else { return };
+        incident.ended(outcome.rung, &outcome.result, outcome.took_us, now);
+        match incident.clearing.take() {
+            Some((at, how)) => {
+                let key = key.clone();
+                self.close(&key, at, how, out);
+            }
+            None => out.push(Effect::Firing(incident.firing.clone())),
+        }
+    }
+
+    fn close(&mut self, key: &(&'static str, Subject), at: Timestamp, how: String, out: &mut Vec<Effect>) {
+        if let Some(mut incident) = self.open.remove(key) {
+            incident.clear(at, how);
+            out.push(Effect::Firing(incident.firing));
         }
     }
 

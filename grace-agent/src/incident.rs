@@ -31,6 +31,8 @@ pub struct Incident {
     replan: Option<Timestamp>,
     /// How often the current rung failed.
     failures: usize,
+    /// Seen to have cleared while a rung ran: the firing is closed when its outcome is known.
+    pub clearing: Option<(Timestamp, String)>,
 }
 
 impl Incident {
@@ -65,6 +67,7 @@ impl Incident {
             running: None,
             replan: None,
             failures: 0,
+            clearing: None,
         };
         incident.renew(finding, at);
         incident
@@ -72,6 +75,7 @@ impl Incident {
 
     /// The condition holds again, or still, with new facts.
     pub fn renew(&mut self, finding: Finding, at: Timestamp) {
+        self.clearing = None;
         let firing = &mut self.firing;
         firing.count = firing.count.saturating_add(1);
         firing.summary = finding.summary;

@@ -1,3 +1,7 @@
 //! The program `grace`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    grace_agent::cli::main(grace_agent::daemon::run)
+}

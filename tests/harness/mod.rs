@@ -116,7 +116,13 @@ impl Agent {
 
     /// Runs the command line against this agent.
     pub fn grace(&self, args: &[&str]) -> Output {
-        Command::new(GRACE).arg("--socket").arg(self.socket()).args(args).stdin(Stdio::null()).output().unwrap()
+        Command::new(GRACE)
+            .arg("--socket")
+            .arg(self.socket())
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// The same, which must succeed; its stdout.
@@ -193,11 +199,15 @@ impl Agent {
         for entry in fs::read_dir(running).into_iter().flatten().flatten() {
             let Ok(text) = fs::read_to_string(entry.path()) else { continue };
             let Ok(note) = serde_json::from_str::<Value>(&text) else { continue };
-            let pid = note["pid"].as_i64().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw);
+            let pid = note["pid"]
+                .as_i64()
+                .and_then(|p| i32::try_from(p).ok())
+                .and_then(rustix::process::Pid::from_raw);
             let Some(pid) = pid else { continue };
             // Only the very process that was noted.
             let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-            let start = stat.rfind(')').and_then(|at| stat[at + 1..].split_whitespace().nth(19)?.parse::<u64>().ok());
+            let start =
+                stat.rfind(')').and_then(|at| stat[at + 1..].split_whitespace().nth(19)?.parse::<u64>().ok());
             if start == note["start_ticks"].as_u64() {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }

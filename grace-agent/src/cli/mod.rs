@@ -1,1 +1,165 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand. It asks the agent over its socket and shows the answer.
+//!
+//! Exit codes: 0 done · 1 the answer is no (drift found, not there) · 2 usage or configuration · 3 no agent at the
+//! socket · 4 refused.
+
+pub mod ask;
+pub mod config;
+pub mod doctor;
+pub mod explain;
+pub mod firings;
+pub mod inject;
+pub mod manual;
+pub mod replay;
+pub mod run;
+pub mod schema;
+pub mod show;
+pub mod snapshots;
+pub mod status;
+pub mod tasks;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use ask::Failure;
+use show::Out;
+
+/// Where the agent listens when nobody names another place.
+pub const SOCKET: &str = "/run/grace/grace.sock";
+
+/// Root host agent: watches a host through kernel probes, repairs what it was told to own, and says who broke it.
+#[derive(Debug, Parser)]
+#[command(name = "grace", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 no agent, 4 refused.")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The agent's socket
+    #[arg(long, global = true, value_name = "PATH", env = "GRACE_SOCKET", default_value = SOCKET)]
+    pub socket: PathBuf,
+    /// Say less
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Global {
+    /// Whether to use colour on stdout.
+    #[must_use]
+    pub fn colored(&self) -> bool {
+        match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent (root for the kernel probes; sees less without)
+    Run(run::Run),
+    /// How the agent is: probes, sources, triggers, losses, cost
+    Status(status::Status),
+    /// What fired, and what was done about it
+    Firings(firings::Firings),
+    /// Why a firing fired, or what a trigger does
+    Explain(explain::Explain),
+    /// The triggers
+    Triggers(explain::Triggers),
+    /// Own files: keep their state now as known-good
+    Snapshot(snapshots::Snapshot),
+    /// The snapshots kept
+    Snapshots(snapshots::Snapshots),
+    /// Compare owned files with their known-good state (exit 1: drift)
+    Verify(snapshots::Verify),
+    /// Put a known-good state back
+    Restore(snapshots::Restore),
+    /// Do not own a file any more
+    Forget(snapshots::Forget),
+    /// What this host lets Grace see, and what to do about the rest
+    Doctor(doctor::Doctor),
+    /// The configuration: check it, show it, its schema
+    Config(config::Config),
+    /// Make a real fault in a scratch subject and show the repair
+    Inject(inject::Inject),
+    /// Judge a recorded event stream again
+    Replay(replay::Replay),
+    /// Work for coding agents and people
+    Tasks(tasks::Tasks),
+    /// JSON Schema of what --json prints
+    Schema(schema::Schema),
+    /// Completion for a shell, to stdout
+    Completions(manual::Completions),
+    /// The manual, to stdout or as pages into a folder
+    Man(manual::Man),
+}
+
+/// The program. `agent` runs the agent; it is handed in because the command line knows no room but the socket's.
+#[must_use]
+pub fn main(agent: run::Agent) -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = Out::new(cli.global.colored(), cli.global.quiet);
+    let global = &cli.global;
+    let result = match cli.command {
+        Command::Run(command) => command.go(global, agent),
+        Command::Status(command) => command.go(global, &mut out),
+        Command::Firings(command) => command.go(global, &mut out),
+        Command::Explain(command) => command.go(global, &mut out),
+        Command::Triggers(command) => command.go(global, &mut out),
+        Command::Snapshot(command) => command.go(global, &mut out),
+        Command::Snapshots(command) => command.go(global, &mut out),
+        Command::Verify(command) => command.go(global, &mut out),
+        Command::Restore(command) => command.go(global, &mut out),
+        Command::Forget(command) => command.go(global, &mut out),
+        Command::Doctor(command) => command.go(global, &mut out),
+        Command::Config(command) => command.go(global, &mut out),
+        Command::Inject(command) => command.go(global, &mut out),
+        Command::Replay(command) => command.go(global, &mut out),
+        Command::Tasks(command) => command.go(global, &mut out),
+        Command::Schema(command) => command.go(global, &mut out),
+        Command::Completions(command) => command.go(global, &mut out),
+        Command::Man(command) => command.go(global, &mut out),
+    };
+    match out.finish(result) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            show::complain(&failure);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// The command line's own description, for completions and the manual.
+#[must_use]
+pub fn description() -> clap::Command {
+    Cli::command()
+}
+
+/// What a subcommand ends with: an exit code, or a failure that knows its own.
+pub type Answer = Result<u8, Failure>;

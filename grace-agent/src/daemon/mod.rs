@@ -27,7 +27,7 @@ use crate::api::view::{ConfigView, CostView, FiringView, Health, ProbeView, Sour
 use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
-use crate::config::{Config, Mode, Process};
+use crate::config::{Config, Process};
 use crate::engine::Engine;
 use crate::event::{Event, Exit, Kind};
 use crate::file_state::ContentKind;
@@ -36,7 +36,7 @@ use crate::recording::Recorder;
 use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Store, StoreError, Take};
 use crate::sources::ebpf::reader::Reader;
-use crate::sources::ebpf::{self, Probes, chain};
+use crate::sources::ebpf::{self, chain};
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
@@ -258,7 +258,7 @@ async fn until_told(
             },
         }
     }
-    drop(closing.send(()));
+    let _ = closing.send(());
     // Requests under way are given the runtime's shutdown time.
     server.abort();
     Ok(())

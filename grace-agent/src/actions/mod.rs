@@ -1,3 +1,0 @@
-//! The verbs: one file per action of the closed enum `action::Action`. They change the host and never decide.
-
-pub mod start_process;

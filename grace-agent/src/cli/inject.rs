@@ -1,0 +1,303 @@
+//! `grace inject`: a real fault in a scratch subject, and the repair as it happens.
+//!
+//! Uses the agent at the socket where it repairs; else a private one, started for this and ended after it, with the
+//! same probes and a state folder of its own.
+#![expect(clippy::disallowed_methods, reason = "the fault must be made by another process than the agent")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::ask::{Failure, with_agent};
+use super::show::{Out, escape, micros};
+use super::{Answer, Global};
+use crate::api::client::{Client, ClientError, Follow, Followed};
+use crate::api::server::{PathRequest, SnapshotRequest};
+use crate::api::view::{FiringView, PathAnswer, StatusView};
+use crate::clock::Stopwatch;
+use crate::config::Mode;
+use crate::firing::{RungState, State, Subject};
+
+/// A repair that takes longer did not hold.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Arguments of `grace inject`.
+#[derive(Debug, Args)]
+pub struct Inject {
+    /// The trigger that shall fire
+    trigger: Fault,
+    /// One JSON object a line: the steps
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Fault {
+    /// `sed -i` changes an owned file
+    ConfigDrift,
+    /// A declared process is killed
+    HealthGap,
+}
+
+/// One step of the story.
+#[derive(Debug, Serialize)]
+struct Step<'a> {
+    /// Microseconds since the fault; negative before it.
+    at_us: i64,
+    step: &'a str,
+    text: &'a str,
+}
+
+/// Tells the story.
+struct Teller<'a> {
+    out: &'a mut Out,
+    json: bool,
+    fault: Option<Stopwatch>,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, step: &str, text: &str) -> Result<(), Failure> {
+        let since = self.fault.map(|w| u64::try_from(w.elapsed().as_micros()).unwrap_or(u64::MAX));
+        if self.json {
+            let at_us = since.map_or(-1, |us| i64::try_from(us).unwrap_or(i64::MAX));
+            self.out.json(&Step { at_us, step, text })?;
+        } else if !self.out.quiet || step == "cleared" {
+            let at = since.map_or_else(String::new, |us| format!("+{}", micros(us)));
+            self.out.line(&format!("{at:>10}  {step:<9} {}", escape(text)))?;
+        }
+        self.out.flush()
+    }
+}
+
+impl Inject {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let scratch = Scratch::new()?;
+        let mut teller = Teller { out, json: self.json, fault: None };
+        let running = with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
+        let private;
+        let socket = match running {
+            Ok(status) if status.mode == Mode::Repair => {
+                teller.tell("agent", &format!("pid {} at {}", status.pid, global.socket.display()))?;
+                global.socket.clone()
+            }
+            Ok(_) | Err(Failure::Client(ClientError::NoAgent(_) | ClientError::Denied(_))) => {
+                private = Private::start(&scratch.0)?;
+                let why = if running.is_ok() { "the running one only observes" } else { "none answers at the socket" };
+                teller.tell("agent", &format!("a private one, pid {}: {why}", private.0.id()))?;
+                scratch.socket()
+            }
+            Err(err) => return Err(err),
+        };
+        with_agent(&socket, async |agent| {
+            // A private agent needs a moment until it answers.
+            let began = Stopwatch::start();
+            while let Err(err) = agent.get::<StatusView>("/v1/status").await {
+                if began.elapsed() > PATIENCE {
+                    return Err(err.into());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            match self.trigger {
+                Fault::ConfigDrift => config_drift(&agent, &scratch.0, &mut teller).await,
+                Fault::HealthGap => health_gap(&agent, &mut teller).await,
+            }
+        })?;
+        Ok(0)
+    }
+}
+
+async fn config_drift(agent: &Client, scratch: &Path, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    let path = scratch.join("app.conf");
+    let good = "listen = 8080\nworkers = 4\n";
+    fs::write(&path, good).with_context(|| format!("cannot write {}", path.display()))?;
+    let request = SnapshotRequest { paths: vec![path.clone()], kind: None };
+    let answers: Vec<PathAnswer> = agent.post("/v1/snapshot", &request).await?;
+    let answer = answers.first().ok_or_else(|| anyhow!("the agent answered for no path"))?;
+    if let Some(why) = &answer.error {
+        return Err(Failure::No(why.clone()));
+    }
+    teller.tell("snapshot", &format!("{} is owned", path.display()))?;
+    let mut follow = agent.follow().await?;
+    let sed = program("sed")?;
+    teller.fault = Some(Stopwatch::start());
+    let pid = spawn_and_wait(Command::new(&sed).args(["-i", "s/8080/666/"]).arg(&path))?;
+    teller.tell("fault", &format!("{} -i s/8080/666/ (pid {pid})", sed.display()))?;
+    let subject = Subject::File(answer.path.clone());
+    let result = watch(&mut follow, &subject, teller).await;
+    let now = fs::read_to_string(&path).unwrap_or_default();
+    let _: PathAnswer = agent.post("/v1/forget", &PathRequest { path, at: None }).await?;
+    result?;
+    if now != good {
+        return Err(Failure::No("the firing cleared, but the file is not what it was".to_owned()));
+    }
+    teller.tell("verified", "the file has its bytes back")
+}
+
+async fn health_gap(agent: &Client, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    let name = format!("inject-{}", std::process::id());
+    let sleep = program("sleep")?;
+    let process = serde_json::json!({ "name": name, "command": [sleep, "3600"] });
+    let () = agent.post("/v1/processes", &process).await?;
+    let result = killed(agent, &name, teller).await;
+    let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
+    result?;
+    removed?;
+    Ok(())
+}
+
+async fn killed(agent: &Client, name: &str, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    let first = pid_of(agent, name, 0).await?;
+    teller.tell("process", &format!("{name} runs as pid {first}"))?;
+    let mut follow = agent.follow().await?;
+    let kill = program("kill")?;
+    teller.fault = Some(Stopwatch::start());
+    let pid = spawn_and_wait(Command::new(&kill).args(["-9", &first.to_string()]))?;
+    teller.tell("fault", &format!("{} -9 {first} (pid {pid})", kill.display()))?;
+    watch(&mut follow, &Subject::Process(name.to_owned()), teller).await?;
+    let second = pid_of(agent, name, first).await?;
+    teller.tell("verified", &format!("{name} runs as pid {second}"))
+}
+
+/// The pid of `name`, once it is another one than `not`.
+async fn pid_of(agent: &Client, name: &str, not: u32) -> Result<u32, Failure> {
+    let began = Stopwatch::start();
+    loop {
+        let status: StatusView = agent.get("/v1/status").await?;
+        let pid = status.processes.iter().find(|p| p.name == name).and_then(|p| p.pid);
+        if let Some(pid) = pid.filter(|pid| *pid != not) {
+            return Ok(pid);
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(Failure::No(format!("{name} does not run after {PATIENCE:?}")));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Tells what the agent does about `subject` until the firing clears.
+async fn watch(follow: &mut Follow, subject: &Subject, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    let mut last: Option<FiringView> = None;
+    let deadline = tokio::time::sleep(PATIENCE);
+    tokio::pin!(deadline);
+    loop {
+        let next = tokio::select! {
+            next = follow.next() => next,
+            () = &mut deadline => {
+                let state = match &last {
+                    Some(f) => format!("{} fired and did not clear", f.id),
+                    None => "nothing fired".to_owned(),
+                };
+                return Err(Failure::No(format!("the repair did not hold: after {PATIENCE:?} {state}")));
+            }
+        };
+        let firing = match next {
+            Some(Followed::Firing(firing)) if firing.subject == *subject => *firing,
+            Some(_) => continue,
+            None => return Err(ClientError::Failed("it ended meanwhile".into()).into()),
+        };
+        if last.is_none() {
+            teller.tell("firing", &format!("{} {}: {}", firing.id, firing.trigger, firing.summary))?;
+        }
+        for (i, rung) in firing.remedy.iter().enumerate() {
+            let before = last.as_ref().and_then(|l| l.remedy.get(i)).map(|r| r.state);
+            if before == Some(rung.state) {
+                continue;
+            }
+            let why = rung.why.as_deref().unwrap_or_default();
+            match rung.state {
+                RungState::Done => {
+                    let took = micros(rung.took_us.unwrap_or(0));
+                    teller.tell("repaired", &format!("{} in {took}: {why}", rung.action))?;
+                }
+                RungState::Failed => teller.tell("failed", &format!("{}: {why}", rung.action))?,
+                RungState::Held => teller.tell("held", &format!("{}: {why}", rung.action))?,
+                RungState::Planned | RungState::Running => {}
+            }
+        }
+        if firing.state == State::Cleared {
+            return teller.tell("cleared", firing.cleared_by.as_deref().unwrap_or_default());
+        }
+        last = Some(firing);
+    }
+}
+
+/// An absolute path of a program of the system: never one that a PATH offers.
+fn program(name: &str) -> Result<PathBuf, Failure> {
+    ["/usr/bin", "/bin"]
+        .iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| Failure::Other(anyhow!("no {name} in /usr/bin or /bin: the fault cannot be made")))
+}
+
+fn spawn_and_wait(command: &mut Command) -> Result<u32, Failure> {
+    let mut child = command.stdin(Stdio::null()).spawn().context("cannot make the fault")?;
+    let pid = child.id();
+    let status = child.wait().context("cannot make the fault")?;
+    if status.success() { Ok(pid) } else { Err(Failure::Other(anyhow!("the fault could not be made: {status}"))) }
+}
+
+/// A folder for the fault, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        use std::os::unix::fs::DirBuilderExt;
+        let base = std::env::temp_dir();
+        let base = base.canonicalize().with_context(|| format!("cannot use {}", base.display()))?;
+        let path = base.join(format!("grace-inject-{}-{}", std::process::id(), crate::clock::wall_ns()));
+        // It must be new: in a folder that everybody may write to, an old one could be anybody's.
+        fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("socket")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed lies in the folder for temporary files.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// An agent of its own.
+struct Private(Child);
+
+impl Private {
+    fn start(scratch: &Path) -> Result<Self, Failure> {
+        let grace = std::env::current_exe().context("cannot find this program")?;
+        let child = Command::new(grace)
+            .args(["run", "--quiet", "--mode", "repair"])
+            .arg("--config")
+            .arg("/dev/null")
+            .arg("--state-dir")
+            .arg(scratch.join("state"))
+            .arg("--socket")
+            .arg(scratch.join("socket"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start a private agent")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            // A child that was not waited for: the number is still its own.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        drop(self.0.wait());
+    }
+}

@@ -1,0 +1,51 @@
+//! `grace schema`: JSON Schema of what `--json` prints.
+
+use clap::Args;
+use schemars::schema_for;
+
+use super::ask::Failure;
+use super::show::{Out, escape};
+use super::{Answer, Global};
+use crate::api::view::{
+    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+};
+use crate::cli::doctor::Report;
+use crate::config::Config;
+
+/// Arguments of `grace schema`.
+#[derive(Debug, Args)]
+pub struct Schema {
+    /// Which document; none: their names
+    name: Option<String>,
+}
+
+const NAMES: &[&str] =
+    &["answer", "config", "doctor", "explain", "firing", "snapshot", "status", "task", "trigger", "verify"];
+
+impl Schema {
+    pub(super) fn go(self, _global: &Global, out: &mut Out) -> Answer {
+        let Some(name) = self.name else {
+            for name in NAMES {
+                out.line(name)?;
+            }
+            return Ok(0);
+        };
+        let schema = match name.as_str() {
+            "answer" => schema_for!(PathAnswer),
+            "config" => schema_for!(Config),
+            "doctor" => schema_for!(Report),
+            "explain" => schema_for!(ExplainView),
+            "firing" => schema_for!(FiringView),
+            "snapshot" => schema_for!(SnapshotView),
+            "status" => schema_for!(StatusView),
+            "task" => schema_for!(TaskView),
+            "trigger" => schema_for!(TriggerView),
+            "verify" => schema_for!(VerifyView),
+            _ => {
+                return Err(Failure::Usage(format!("no schema `{}`; there are: {}", escape(&name), NAMES.join(", "))));
+            }
+        };
+        out.document(&schema)?;
+        Ok(0)
+    }
+}

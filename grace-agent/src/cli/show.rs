@@ -1,0 +1,366 @@
+//! What people see: lines, tables, the boot picture. All text from the host is escaped here, in one place.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, StdoutLock, Write};
+
+use serde::Serialize;
+
+use super::ask::Failure;
+use crate::api::view::{FiringView, Health, StatusView};
+use crate::config::Mode;
+use crate::firing::{RungState, State, Subject};
+
+/// stdout, buffered and locked; a closed one ends the program quietly.
+pub struct Out {
+    to: BufWriter<StdoutLock<'static>>,
+    /// Use colour.
+    pub color: bool,
+    /// Say less.
+    pub quiet: bool,
+}
+
+impl Out {
+    /// The program's stdout.
+    #[must_use]
+    pub fn new(color: bool, quiet: bool) -> Self {
+        Self { to: BufWriter::new(io::stdout().lock()), color, quiet }
+    }
+
+    /// One line.
+    pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.to, "{text}").map_err(closed)
+    }
+
+    /// One JSON object on one line.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string(value).map_err(|err| Failure::Other(err.into()))?;
+        self.line(&text)
+    }
+
+    /// One JSON document.
+    pub fn document(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(value).map_err(|err| Failure::Other(err.into()))?;
+        self.line(&text)
+    }
+
+    /// Hands over what is buffered: for streams.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        self.to.flush().map_err(closed)
+    }
+
+    pub(super) fn finish(mut self, result: super::Answer) -> super::Answer {
+        self.flush().and(result)
+    }
+}
+
+fn closed(err: io::Error) -> Failure {
+    match err.kind() {
+        io::ErrorKind::BrokenPipe => Failure::Closed,
+        _ => Failure::Other(anyhow::Error::new(err).context("cannot write to stdout")),
+    }
+}
+
+/// A failure to stderr.
+pub fn complain(failure: &Failure) {
+    if !matches!(failure, Failure::Closed) {
+        // Nobody reads it: then there is nobody to tell.
+        let _ = writeln!(io::stderr(), "grace: {}", escape_lines(&failure.to_string()));
+    }
+}
+
+/// `text` without anything that a terminal acts on: control characters, escape sequences, and the Unicode characters
+/// that reorder or hide text become visible codes.
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(dangerous) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            c if dangerous(c) => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The same, where line breaks are Grace's own.
+#[must_use]
+pub fn escape_lines(text: &str) -> String {
+    text.lines().map(|l| l.split('\t').map(escape).collect::<Vec<_>>().join("\t")).collect::<Vec<_>>().join("\n")
+}
+
+fn dangerous(c: char) -> bool {
+    c.is_control()
+        // Bidirectional overrides and isolates, invisible joiners, line separators, tags, the byte-order mark.
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{061c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// `text` in a colour (an SGR code), where colour is wanted.
+#[must_use]
+pub fn paint(text: &str, sgr: &str, color: bool) -> String {
+    if color { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const DIM: &str = "2";
+const BOLD: &str = "1";
+
+/// Microseconds as people read them.
+#[must_use]
+pub fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..10_000 => format!("{:.1} ms", us as f64 / 1e3),
+        10_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}
+
+fn nanos(ns: u64) -> String {
+    if ns < 1_000 { format!("{ns} ns") } else { micros(ns / 1_000) }
+}
+
+/// The time of day in an RFC 3339 time, to the millisecond.
+fn time_of_day(at: &str) -> &str {
+    at.get(11..23).unwrap_or(at)
+}
+
+fn subject(subject: &Subject) -> String {
+    match subject {
+        Subject::File(path) => path.display().to_string(),
+        Subject::Process(name) => name.clone(),
+        Subject::Trigger(name) => format!("trigger {name}"),
+    }
+}
+
+/// A firing in one line.
+#[must_use]
+pub fn firing_line(firing: &FiringView, color: bool) -> String {
+    let (word, sgr) = match firing.state {
+        State::Holds => ("holds", RED),
+        State::Cleared => ("cleared", GREEN),
+        State::Happened => ("happened", YELLOW),
+    };
+    let mut out = format!(
+        "{} {:<5} {:<12} {} {}  {}",
+        paint(time_of_day(&firing.at), DIM, color),
+        firing.id.to_string(),
+        firing.trigger,
+        paint(&format!("{word:<8}"), sgr, color),
+        paint(&escape(&subject(&firing.subject)), BOLD, color),
+        escape(&firing.summary)
+    );
+    if firing.count > 1 {
+        let _ = write!(out, " ({} times)", firing.count);
+    }
+    for rung in firing.remedy.iter().filter(|r| r.state != RungState::Planned) {
+        let word = match rung.state {
+            RungState::Done => paint("done", GREEN, color),
+            RungState::Failed => paint("failed", RED, color),
+            RungState::Held => paint("held", YELLOW, color),
+            RungState::Running => "…".to_owned(),
+            RungState::Planned => continue,
+        };
+        let _ = write!(out, " → {} {word}", rung.action);
+        match (&rung.state, rung.took_us, &rung.why) {
+            (RungState::Done, Some(us), _) => {
+                let _ = write!(out, " in {}", micros(us));
+            }
+            (RungState::Failed | RungState::Held, _, Some(why)) => {
+                let _ = write!(out, " ({})", escape(why));
+            }
+            _ => {}
+        }
+    }
+    if firing.evidence_gaps {
+        let _ = write!(out, " {}", paint("[evidence has gaps]", YELLOW, color));
+    }
+    out
+}
+
+fn mark(state: Health, color: bool) -> String {
+    match state {
+        Health::Ok => paint("✓", GREEN, color),
+        Health::Degraded => paint("✗", RED, color),
+        Health::Unsupported => paint("✗", YELLOW, color),
+        Health::Off => paint("-", DIM, color),
+    }
+}
+
+fn headline(status: &StatusView, color: bool) -> String {
+    let fact = |key: &str| status.host.get(key).map_or_else(|| "?".to_owned(), |v| escape(v).into_owned());
+    let gib = status.host.get("memory_bytes").and_then(|b| b.parse::<f64>().ok()).map(|b| b / (1u64 << 30) as f64);
+    let mode = match status.mode {
+        Mode::Observe => paint("observe", YELLOW, color),
+        Mode::Repair => paint("repair", GREEN, color),
+    };
+    format!(
+        "{} {} · host {} · kernel {} · {} cpus · {} · mode {mode}",
+        paint("grace", BOLD, color),
+        status.version,
+        fact("name"),
+        fact("kernel"),
+        fact("cpus"),
+        gib.map_or_else(|| "?".to_owned(), |g| format!("{g:.1} GiB")),
+    )
+}
+
+fn what_it_sees(status: &StatusView, blind: bool, color: bool, out: &mut String) {
+    for reason in &status.degraded {
+        let _ = writeln!(out, "  {} {}", paint("degraded", RED, color), escape(reason));
+    }
+    for (i, probe) in status.probes.iter().enumerate() {
+        let head = if i == 0 { "probes" } else { "" };
+        let rest = match &probe.why {
+            Some(why) if probe.attach.is_empty() => escape(why).into_owned(),
+            _ => probe.attach.clone(),
+        };
+        let _ = writeln!(out, "  {head:<10} {} {:<16} {rest}", mark(probe.state, color), probe.name);
+        if (blind || probe.state != Health::Ok) && !probe.blind_to.is_empty() {
+            let text = format!("cannot see: {}", probe.blind_to.join("; "));
+            let _ = writeln!(out, "  {:<10}   {:<16} {}", "", "", paint(&text, DIM, color));
+        }
+    }
+    for (i, source) in status.sources.iter().enumerate() {
+        let head = if i == 0 { "sources" } else { "" };
+        let _ = writeln!(
+            out,
+            "  {head:<10} {} {:<16} {}",
+            mark(source.state, color),
+            source.name,
+            escape(&source.detail)
+        );
+    }
+    for (i, trigger) in status.triggers.iter().enumerate() {
+        let head = if i == 0 { "triggers" } else { "" };
+        let _ = writeln!(
+            out,
+            "  {head:<10} {} {:<16} {} ({} watched, {} firing)",
+            mark(trigger.state, color),
+            trigger.name,
+            trigger.summary,
+            trigger.subjects,
+            trigger.holds
+        );
+    }
+}
+
+/// What the agent found at start: printed in the foreground.
+#[must_use]
+pub fn boot_picture(status: &StatusView, color: bool) -> String {
+    let mut out = headline(status, color);
+    out.push('\n');
+    what_it_sees(status, false, color, &mut out);
+    let _ = writeln!(
+        out,
+        "  {:<10} {} files · {} processes{}",
+        "owns",
+        status.files,
+        status.processes.len(),
+        match &status.config.file {
+            Some(file) => format!(" · config {}", escape(&file.display().to_string())),
+            None => " · no config file, defaults".to_owned(),
+        }
+    );
+    let _ = writeln!(out, "  {:<10} in {}", "ready", micros(status.ready_us));
+    if status.mode == Mode::Observe {
+        let text = "mode observe: nothing is repaired. `grace run --mode repair` repairs what it was told to own: \
+                    `grace snapshot FILE`, [[process]]";
+        let _ = writeln!(out, "  {}", paint(text, YELLOW, color));
+    } else if status.files == 0 && status.processes.is_empty() {
+        let text = "nothing is owned yet: `grace snapshot FILE` gives it a file, `grace inject config_drift` shows a repair";
+        let _ = writeln!(out, "  {}", paint(text, DIM, color));
+    }
+    out
+}
+
+/// `grace status`.
+#[must_use]
+pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
+    let mut out = headline(status, color);
+    let _ = writeln!(
+        out,
+        "\n  {:<10} pid {} since {}, ready in {}",
+        "agent",
+        status.pid,
+        status.since,
+        micros(status.ready_us)
+    );
+    what_it_sees(status, blind, color, &mut out);
+    let _ = writeln!(out, "  {:<10} {} files · {} firing now", "owns", status.files, status.holds);
+    for process in &status.processes {
+        let state = match (process.pid, &process.since) {
+            (Some(pid), Some(since)) => format!("pid {pid} since {since}"),
+            _ => paint("not running", RED, color),
+        };
+        let _ = writeln!(out, "  {:<10} {:<18} {state}, {} restarts", "", process.name, process.restarts);
+    }
+    let mut busiest: Vec<_> = status.syscalls.iter().filter(|s| s.calls > 0).collect();
+    busiest.sort_by_key(|s| std::cmp::Reverse(s.calls));
+    for (i, row) in busiest.iter().take(6).enumerate() {
+        let head = if i == 0 { "syscalls" } else { "" };
+        let latency = match (row.p50_ns, row.p99_ns) {
+            (Some(p50), Some(p99)) => format!("p50 ≤ {}, p99 ≤ {} of {} timed", nanos(p50), nanos(p99), row.timed),
+            _ => "not timed yet".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "  {head:<10} {:<10} {:>12} calls, {:>9} errors, {latency}",
+            row.class, row.calls, row.errors
+        );
+    }
+    let lost: Vec<String> = status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{c} {n}")).collect();
+    let lost = if lost.is_empty() { "nothing".to_owned() } else { paint(&lost.join(", "), RED, color) };
+    let _ = writeln!(out, "  {:<10} {lost}", "lost");
+    let bpf = match status.cost.bpf_ns_per_s {
+        Some(ns) => format!("{:.3} % in probes", ns as f64 / 1e7),
+        None => "probes not measured yet".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "  {:<10} {:.2} % of a core, {bpf}, {:.1} MiB",
+        "cost",
+        status.cost.cpu_percent,
+        status.cost.rss_bytes as f64 / (1 << 20) as f64
+    );
+    if let Some(why) = &status.config.refused {
+        let _ = writeln!(out, "  {:<10} {}", "config", paint(&escape_lines(why), RED, color));
+    }
+    out.pop();
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_acts_on_gets_through() {
+        for text in [
+            "\x1b[31mred", "\x1b]0;title\x07", "a\rb", "a\nb", "\u{202e}gnp.exe", "\u{9b}31m", "\u{7f}", "zero\u{200b}width",
+            "\u{2028}", "\u{feff}", "\u{e0041}", "\u{0}",
+        ] {
+            let shown = escape(text);
+            assert!(shown.chars().all(|c| !dangerous(c)), "{text:?} gives {shown:?}");
+        }
+        assert_eq!(escape("/etc/naïve café.conf"), "/etc/naïve café.conf");
+    }
+
+    #[test]
+    fn durations_are_readable() {
+        assert_eq!(micros(12), "12 µs");
+        assert_eq!(micros(1_234), "1.2 ms");
+        assert_eq!(micros(61_046), "61 ms");
+        assert_eq!(micros(2_500_000), "2.5 s");
+    }
+}

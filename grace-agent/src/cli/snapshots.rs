@@ -1,0 +1,212 @@
+//! `grace snapshot`, `snapshots`, `verify`, `restore` and `forget`: the files that Grace owns.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ask::{Failure, absolute, with_agent};
+use super::show::{Out, complain, escape, paint};
+use super::{Answer, Global};
+use crate::api::server::{PathRequest, PathsRequest, SnapshotRequest};
+use crate::api::view::{PathAnswer, SnapshotView, StatusView, VerifyVerdict, VerifyView};
+use crate::config::Mode;
+use crate::file_state::ContentKind;
+
+/// Arguments of `grace snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// Regular files
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// What they hold; a secret's content is never shown [default: as before, else config]
+    #[arg(long, value_name = "KIND")]
+    kind: Option<ContentKind>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Snapshot {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let request =
+            SnapshotRequest { paths: self.paths.iter().map(|p| absolute(p)).collect(), kind: self.kind };
+        let (answers, mode) = with_agent(&global.socket, async |agent| {
+            let answers: Vec<PathAnswer> = agent.post("/v1/snapshot", &request).await?;
+            let status: StatusView = agent.get("/v1/status").await?;
+            Ok((answers, status.mode))
+        })?;
+        let code = print(&answers, self.json, out)?;
+        if mode == Mode::Observe && !self.json && !out.quiet && answers.iter().any(|a| a.done.is_some()) {
+            out.line(
+                "the agent observes: a drift will be reported, not repaired (`grace run --mode repair` repairs)",
+            )?;
+        }
+        Ok(code)
+    }
+}
+
+/// Arguments of `grace snapshots`.
+#[derive(Debug, Args)]
+pub struct Snapshots {
+    /// Only of this file
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Snapshots {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let mut all: Vec<SnapshotView> =
+            with_agent(&global.socket, async |agent| Ok(agent.get("/v1/snapshots").await?))?;
+        if let Some(path) = self.path.as_deref().map(absolute) {
+            all.retain(|s| s.path == path);
+            if all.is_empty() {
+                return Err(Failure::No(format!("{}: not owned", path.display())));
+            }
+        }
+        if all.is_empty() && !self.json && !out.quiet {
+            out.line("nothing is owned yet: `grace snapshot PATH` gives Grace a file")?;
+        }
+        for s in &all {
+            if self.json {
+                out.json(s)?;
+                continue;
+            }
+            out.line(&format!(
+                "{} {:<5} {} {}  sha256 {}  {:>7} bytes  {:04o} {}:{}  {}",
+                if s.current { paint("●", "32", out.color) } else { " ".to_owned() },
+                s.id,
+                s.at.get(..19).unwrap_or(&s.at),
+                escape(&s.path.display().to_string()),
+                s.known.digest.short(),
+                s.known.meta.size,
+                s.known.meta.mode,
+                s.known.meta.uid,
+                s.known.meta.gid,
+                escape(&s.reason)
+            ))?;
+        }
+        Ok(0)
+    }
+}
+
+/// Arguments of `grace verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Files; none: every owned one
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let request = PathsRequest { paths: self.paths.iter().map(|p| absolute(p)).collect() };
+        let views: Vec<VerifyView> =
+            with_agent(&global.socket, async |agent| Ok(agent.post("/v1/verify", &request).await?))?;
+        for view in &views {
+            if self.json {
+                out.json(view)?;
+                continue;
+            }
+            let (word, sgr) = match view.verdict {
+                VerifyVerdict::Ok => ("ok", "32"),
+                VerifyVerdict::Drift => ("drift", "31"),
+                VerifyVerdict::Missing => ("missing", "31"),
+                VerifyVerdict::Unreadable => ("unreadable", "33"),
+                VerifyVerdict::NotOwned => ("not owned", "33"),
+                VerifyVerdict::DamagedObject => ("store damaged", "31"),
+            };
+            if view.verdict == VerifyVerdict::Ok && out.quiet {
+                continue;
+            }
+            let drift = escape(&view.drift.join(", ")).into_owned();
+            let word = paint(&format!("{word:<10}"), sgr, out.color);
+            out.line(format!("{word} {}  {drift}", escape(&view.path.display().to_string())).trim_end())?;
+        }
+        if views.is_empty() && !self.json && !out.quiet {
+            out.line("nothing is owned yet: `grace snapshot PATH` gives Grace a file")?;
+        }
+        Ok(u8::from(views.iter().any(|v| v.verdict != VerifyVerdict::Ok)))
+    }
+}
+
+/// Arguments of `grace restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// An owned file
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// The snapshot to put back; it is the known-good state from then on [default: the current one]
+    #[arg(long, value_name = "ID")]
+    at: Option<u64>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Restore {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let request = PathRequest { path: absolute(&self.path), at: self.at };
+        let answer: PathAnswer =
+            with_agent(&global.socket, async |agent| Ok(agent.post("/v1/restore", &request).await?))?;
+        print(std::slice::from_ref(&answer), self.json, out)
+    }
+}
+
+/// Arguments of `grace forget`.
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// Owned files
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Forget {
+    pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let answers = with_agent(&global.socket, async |agent| {
+            let mut answers: Vec<PathAnswer> = Vec::new();
+            for path in &self.paths {
+                answers.push(agent.post("/v1/forget", &PathRequest { path: absolute(path), at: None }).await?);
+            }
+            Ok(answers)
+        })?;
+        print(&answers, self.json, out)
+    }
+}
+
+/// Shows what became of each path. Exit code 1 where one was not done.
+fn print(answers: &[PathAnswer], json: bool, out: &mut Out) -> Answer {
+    let mut code = 0;
+    for answer in answers {
+        code |= u8::from(answer.error.is_some());
+        if json {
+            out.json(answer)?;
+            continue;
+        }
+        match (&answer.done, &answer.error) {
+            (_, Some(why)) => {
+                out.flush()?;
+                // The reason names the path where it is about the path.
+                let path = answer.path.display().to_string();
+                let named = why.starts_with(&path);
+                complain(&Failure::No(if named { why.clone() } else { format!("{path}: {why}") }));
+            }
+            (Some(done), None) if !out.quiet => {
+                out.line(&format!("{}: {}", escape(&answer.path.display().to_string()), escape(done)))?;
+                if let Some(kept) = &answer.quarantined {
+                    out.line(&format!("  what lay there is kept in {}", escape(&kept.display().to_string())))?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(code)
+}

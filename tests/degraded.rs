@@ -1,0 +1,151 @@
+//! An agent that may see less: no root, no probes, no fanotify. It says what it cannot see, and what works, works.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests")]
+
+mod harness;
+
+use std::fs;
+use std::process::Command;
+
+use harness::{Agent, program, run, wait_until};
+
+/// How to start a program as nobody; as an ordinary user everything is as ordinary already.
+fn as_nobody() -> Vec<String> {
+    if !harness::root() {
+        return Vec::new();
+    }
+    let words = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
+    std::iter::once(program("setpriv")).chain(words.map(str::to_owned)).collect()
+}
+
+#[test]
+fn without_root_it_says_what_it_cannot_see_and_restores_by_inotify() {
+    let wrapper = as_nobody();
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let agent = Agent::start_as("", "repair", &wrapper);
+    let status = agent.json(&["status", "--json"]);
+    let probes = status["probes"].as_array().unwrap();
+    assert!(!probes.is_empty() && probes.iter().all(|p| p["state"] == "unsupported"), "{status:#}");
+    assert!(
+        probes.iter().all(|p| !p["blind_to"].as_array().unwrap().is_empty() && p["why"].is_string()),
+        "{status:#}"
+    );
+    assert!(!status["degraded"].as_array().unwrap().is_empty(), "{status:#}");
+
+    let path = agent.file("plain.conf", "good\n");
+    if harness::root() {
+        std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    }
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    for (round, args) in [&["-s", "0"][..], &["-s", "+9"][..]].iter().enumerate() {
+        let mut words = args.to_vec();
+        words.push(path.to_str().unwrap());
+        run(&program("truncate"), &words);
+        wait_until("restored", || {
+            let cleared = agent.firings().iter().filter(|f| f["state"] == "cleared").count();
+            cleared == round + 1 && fs::read_to_string(&path).is_ok_and(|c| c == "good\n")
+        });
+    }
+    assert!(agent.firings().iter().all(|f| f["writer"].is_null()), "inotify cannot tell who");
+    let sources = status["sources"].as_array().unwrap();
+    assert!(sources.iter().any(|s| s["name"] == "fanotify" && s["state"] == "unsupported"), "{status:#}");
+}
+
+#[test]
+fn a_second_agent_on_the_same_state_or_socket_is_refused() {
+    let agent = Agent::start("");
+    let again = |state: &str, socket: &str| {
+        Command::new(harness::GRACE)
+            .args(["run", "--state-dir", agent.path(state).to_str().unwrap()])
+            .args(["--socket", agent.path(socket).to_str().unwrap()])
+            .output()
+            .unwrap()
+    };
+    for (state, socket, word) in [("state", "other", "state folder"), ("other", "socket", "socket")] {
+        let out = again(state, socket);
+        assert_eq!(out.status.code(), Some(2), "{out:?}");
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(text.contains("another grace") && text.contains(&agent.pid().to_string()), "{word}: {text}");
+    }
+    // The first one is none the worse.
+    agent.ok(&["status"]);
+}
+
+#[test]
+fn a_bad_reload_keeps_the_last_good_configuration_and_says_so() {
+    let agent = Agent::start("[[process]]\nname = \"a\"\ncommand = [\"/bin/sleep\", \"1000\"]\n");
+    let hup = || {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(agent.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    };
+    fs::write(agent.path("grace.toml"), "[[proces]]\n").unwrap();
+    hup();
+    wait_until("refused", || agent.json(&["status", "--json"])["config"]["refused"].is_string());
+    let status = agent.json(&["status", "--json"]);
+    assert!(status["config"]["refused"].as_str().unwrap().contains("process"), "{status:#}");
+    assert_eq!(status["processes"][0]["name"], "a");
+    fs::write(agent.path("grace.toml"), "[[process]]\nname = \"a\"\ncommand = [\"/bin/sleep\", \"1000\"]\n[[process]]\nname = \"b\"\ncommand = [\"/bin/sleep\", \"1000\"]\n").unwrap();
+    hup();
+    wait_until("taken", || {
+        let status = agent.json(&["status", "--json"]);
+        status["config"]["refused"].is_null() && status["processes"][1]["pid"].is_u64()
+    });
+}
+
+#[test]
+fn paths_that_cannot_be_owned_are_refused_with_the_reason() {
+    let agent = Agent::start("");
+    let file = agent.file("real", "x");
+    let link = agent.path("etc/link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let fifo = agent.path("etc/fifo");
+    run(&program("mkfifo"), &[fifo.to_str().unwrap()]);
+    for (path, reason) in [
+        (agent.path("etc"), "folder"),
+        (link, "symbolic link"),
+        (agent.path("etc/none"), "no such file"),
+        (agent.path("none/none"), "none"),
+        (fifo, "fifo"),
+    ] {
+        let out = agent.grace(&["snapshot", path.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&out.stderr).to_lowercase()
+            + &String::from_utf8_lossy(&out.stdout).to_lowercase();
+        assert!(!out.status.success() && text.contains(reason), "{}: {out:?}", path.display());
+    }
+    assert_eq!(agent.json(&["status", "--json"])["files"], 0);
+    // A good path beside bad ones is taken all the same.
+    let out = agent.grace(&["snapshot", "/nonexistent", file.to_str().unwrap()]);
+    assert!(!out.status.success());
+    assert_eq!(agent.json(&["status", "--json"])["files"], 1);
+}
+
+#[test]
+fn a_full_disk_is_said_and_nothing_is_lost() {
+    if !harness::root() {
+        harness::skip("a_full_disk_is_said_and_nothing_is_lost", "mounting a small file system needs root");
+        return;
+    }
+    let agent = Agent::start("");
+    let small = agent.path("etc/small");
+    fs::create_dir(&small).unwrap();
+    run(&program("mount"), &["-t", "tmpfs", "-o", "size=64k", "grace-test", small.to_str().unwrap()]);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let path = small.join("a.conf");
+        let good = "g".repeat(20_000);
+        fs::write(&path, &good).unwrap();
+        agent.ok(&["snapshot", path.to_str().unwrap()]);
+        // No room for a second copy beside it.
+        fs::write(small.join("filler"), "f".repeat(40_000)).unwrap();
+        run(&program("chmod"), &["0600", path.to_str().unwrap()]);
+        let firing = agent.wait_firing("failed", |f| f["remedy"][0]["state"] == "failed");
+        assert!(firing["remedy"][0]["why"].as_str().unwrap().to_lowercase().contains("space"), "{firing:#}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), good, "the drifted file is still whole");
+        // Room again: the ladder tries again by itself.
+        fs::remove_file(small.join("filler")).unwrap();
+        agent.wait_firing("restored", |f| f["state"] == "cleared" && f["id"] == firing["id"]);
+    }));
+    run(&program("umount"), &["-l", small.to_str().unwrap()]);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
