@@ -1,6 +1,7 @@
 //! Grace, the library: see ARCHITECTURE.md for the rooms and the one-way flow between them.
 
 pub mod action;
+pub mod actions;
 pub mod api;
 pub mod cli;
 pub mod clock;
