@@ -31,6 +31,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Makes its arrival durable. A crash before leaves it under its old name or its new one.
+    pub(super) fn sync(&self) -> Result<(), Errno> {
+        fsync(&self.folder)
+    }
+
     /// SHA-256 of a regular file of at most [`MAX_CONTENT`].
     pub(super) fn digest(&self) -> Option<Digest> {
         let Ok(Entry::Regular(mut file, stat)) = open_entry(self.folder.as_fd(), &self.name) else {
@@ -51,8 +56,19 @@ pub(super) struct Folder<'a> {
     pub(super) path: &'a Path,
 }
 
-/// Moves `from` out of `folder` into the quarantine, as `<tag>-<name>`. Where that cannot be done it stays in its
-/// folder as `.grace-displaced-<tag>-…`, with a note saying why.
+/// Moves `from` out of `folder` into the quarantine, as `<tag>-<name>`, where a rename can do it.
+pub(super) fn rename_in(
+    folder: Folder<'_>,
+    from: &OsStr,
+    quarantine: &Path,
+    tag: &str,
+    name: &OsStr,
+) -> Option<Kept> {
+    move_in(folder, from, quarantine, tag, name, false).ok()
+}
+
+/// Moves `from` out of `folder` into the quarantine, as `<tag>-<name>`, copying it where it must. Where that cannot be
+/// done it stays in its folder as `.grace-displaced-<tag>-…`, with a note saying why.
 pub(super) fn keep(
     folder: Folder<'_>,
     from: &OsStr,
@@ -60,7 +76,7 @@ pub(super) fn keep(
     tag: &str,
     name: &OsStr,
 ) -> Result<Kept, Errno> {
-    let why = match move_in(folder, from, quarantine, tag, name) {
+    let why = match move_in(folder, from, quarantine, tag, name, true) {
         Ok(kept) => return Ok(kept),
         Err(why) => why,
     };
@@ -101,6 +117,7 @@ fn move_in(
     quarantine: &Path,
     tag: &str,
     name: &OsStr,
+    may_copy: bool,
 ) -> Result<Kept, String> {
     let inside = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let into = openat(CWD, quarantine, inside, Mode::empty())
@@ -109,7 +126,7 @@ fn move_in(
     let mut to = quarantined_name(tag, name, None);
     for _ in 0..8 {
         let done = match rename_new(folder.fd, from, into.as_fd(), &to) {
-            Err(Errno::XDEV) => copy_in(folder.fd, from, &into, &to)?,
+            Err(Errno::XDEV) if may_copy => copy_in(folder.fd, from, &into, &to)?,
             Err(Errno::EXIST) => false,
             other => {
                 other.map_err(say)?;
@@ -117,8 +134,6 @@ fn move_in(
             }
         };
         if done {
-            // A crash before this leaves it under its old name, where `recover` finds it.
-            fsync(&into).map_err(say)?;
             return Ok(Kept { path: quarantine.join(&to), note: None, folder: into, name: to });
         }
         to = quarantined_name(tag, name, Some(&random_hex().map_err(say)?));

@@ -138,21 +138,25 @@ pub fn restore(
             return Err(RestoreError::LostRace { path: path.to_owned(), why, kept });
         }
     };
+    // Moved before the sync, so that one commit of the file system's journal makes both renames durable. A crash in
+    // between leaves the displaced object under the temporary name, where `recover` finds it.
+    let moved = placed.displaced.as_deref().and_then(|displaced| {
+        let at = Folder { fd: folder.as_fd(), path: parent.folder() };
+        quarantine::rename_in(at, displaced, quarantine_dir, tag, parent.name())
+    });
     let synced = fsync(&folder);
     let durable_us = micros(&watch);
-
-    // From here on nobody waits for the file: clear up. A crash leaves the displaced object under the temporary name,
-    // where `recover` finds it.
-    let kept: Option<Kept> = match placed.displaced.as_deref().map(kept_beside) {
-        None => None,
-        Some(Ok(kept)) => Some(kept),
-        Some(Err(errno)) => {
+    // From here on nobody waits for the file.
+    let kept = match placed.displaced.as_deref() {
+        Some(displaced) if moved.is_none() => kept_beside(displaced).map(Some).unwrap_or_else(|errno| {
             notes.push(format!("what lay there could not be kept: {}", words(errno)));
             None
-        }
+        }),
+        _ => moved,
     };
-    if let Err(source) = synced {
-        return Err(RestoreError::NotDurable { path: path.to_owned(), source });
+    synced.map_err(|source| RestoreError::NotDurable { path: path.to_owned(), source })?;
+    if let Some(Err(errno)) = kept.as_ref().map(Kept::sync) {
+        notes.push(format!("the quarantine cannot be synced: {}", words(errno)));
     }
     notes.extend(kept.as_ref().and_then(|kept| kept.note.clone()));
     Ok(Restored {
@@ -241,10 +245,13 @@ fn recover_folder(
         }
         let at = Folder { fd: fd.as_fd(), path: parent.folder() };
         match quarantine::keep(at, &name, quarantine_dir, "recovered", &name) {
-            Ok(kept) => said.push(format!(
-                "moved {shown}, left by a restore that was cut short, to {}",
-                kept.path.display()
-            )),
+            Ok(kept) => {
+                kept.sync().map_err(words)?;
+                said.push(format!(
+                    "moved {shown}, left by a restore that was cut short, to {}",
+                    kept.path.display()
+                ));
+            }
             Err(errno) => said.push(format!("could not move {shown} to the quarantine: {}", words(errno))),
         }
     }
@@ -564,3 +571,6 @@ fn micros(watch: &Stopwatch) -> u64 {
 }
 
 const TEMP: &str = ".grace-restore-";
+
+#[cfg(test)]
+mod tests;
