@@ -315,7 +315,7 @@ fn links_swapped_in_by_somebody_else_lead_nowhere() {
                 if symlink(&canary, &next).is_ok() {
                     fs::rename(&next, &path).ok();
                 }
-                if swaps % 4 == 0 && fs::rename(&etc, &moved).is_ok() {
+                if swaps.is_multiple_of(4) && fs::rename(&etc, &moved).is_ok() {
                     fs::rename(&link, &etc).ok();
                     std::thread::yield_now();
                     fs::rename(&etc, &link).ok();
