@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock, fsync};
@@ -109,6 +110,9 @@ pub enum StateError {
 pub struct StateDir {
     path: PathBuf,
     damaged: Option<String>,
+    /// Held, not used: the write-ahead log goes when the last connection does, and SQLite takes no notice when it
+    /// cannot sync the folder for a new one. So it is made, and its name synced, once.
+    _keeper: Mutex<Connection>,
     /// Held, not read: the lock ends with it.
     _lock: File,
 }
@@ -126,11 +130,9 @@ impl StateDir {
         let lock = lock(path)?;
         let db = path.join(DB);
         let damaged = set_aside_if_damaged(path, &db)?;
-        let this = Self { path: path.to_owned(), damaged, _lock: lock };
-        // Creates the database with its mode, and makes its name durable.
-        drop(this.db()?);
+        let keeper = open_db(&db)?;
         sync_folder(path)?;
-        Ok(this)
+        Ok(Self { path: path.to_owned(), damaged, _keeper: Mutex::new(keeper), _lock: lock })
     }
 
     /// The folder.
@@ -175,12 +177,19 @@ impl StateDir {
     /// # Errors
     /// As SQLite says it.
     pub fn db(&self) -> Result<Connection, StateError> {
-        let path = self.path.join(DB);
-        // SQLite would create it with the umask's mode; `-wal` and `-shm` then take over the database's.
-        let created = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        created.map_err(|source| StateError::Protect { path: path.clone(), source })?;
-        connect(&path).map_err(|source| StateError::OpenDatabase { path, source })
+        open_db(&self.path.join(DB))
     }
+}
+
+fn open_db(path: &Path) -> Result<Connection, StateError> {
+    // SQLite would create it with the umask's mode; `-wal` and `-shm` then take over the database's.
+    let created = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    created.map_err(|source| StateError::Protect { path: path.to_owned(), source })?;
+    let failed = |source| StateError::OpenDatabase { path: path.to_owned(), source };
+    let db = connect(path).map_err(failed)?;
+    // The first read makes the write-ahead log.
+    let _: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    Ok(db)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -334,6 +343,7 @@ mod tests {
         for folder in [state.path(), &state.objects(), &state.quarantine(), &state.logs(), &state.events()] {
             assert_eq!(mode(folder), 0o700, "{}", folder.display());
         }
+        assert!(path.join("state.db-wal").exists(), "its name would not be durable");
         let db = state.db().unwrap();
         db.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)").unwrap();
         for file in ["state.db", "state.db-wal", "state.db-shm", "lock"] {

@@ -469,3 +469,6 @@ SELECT s.*, c.id IS NOT NULL AS current FROM snapshots s LEFT JOIN owned c ON c.
 
 /// How often a file that changes while it is read is read.
 const TRIES: u32 = 3;
+
+#[cfg(test)]
+mod tests;

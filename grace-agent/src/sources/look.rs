@@ -102,3 +102,163 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
 
 /// How often a file that changes while it is hashed is read.
 const TRIES: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Seek, Write};
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::file_state::{ContentKind, Digest};
+
+    fn known_of(path: &Path) -> KnownGood {
+        let FileState::Regular { meta, digest: Some(digest), .. } = look(path, None) else {
+            panic!("not regular")
+        };
+        let kind = ContentKind::Config;
+        KnownGood { snapshot: 1, digest, meta, mtime_ns: 0, kind, writers: Vec::new() }
+    }
+
+    fn scratch(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("file");
+        fs::write(&path, content).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_file_is_hashed_where_its_size_does_not_tell() {
+        let (_dir, path) = scratch(b"abc");
+        let known = known_of(&path);
+        assert_eq!(known.digest.short(), "ba7816bf8f01");
+        assert!(known.drift(&look(&path, Some(&known))).is_empty());
+        fs::write(&path, "abd").unwrap();
+        assert_eq!(known.drift(&look(&path, Some(&known))), ["content"]);
+        fs::write(&path, "abcd").unwrap();
+        let seen = look(&path, Some(&known));
+        assert_eq!(seen.digest(), None);
+        assert_eq!(known.drift(&seen), ["content: 4 bytes instead of 3"]);
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_named_and_not_opened() {
+        let (dir, path) = scratch(b"");
+        let top = dir.path().canonicalize().unwrap();
+        let kind = |name: &str| match look(&top.join(name), None) {
+            FileState::NotRegular { what, .. } => what,
+            other => panic!("{other:?}"),
+        };
+        symlink(&path, top.join("link")).unwrap();
+        symlink("nowhere", top.join("dangling")).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, top.join("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(top.join("socket")).unwrap();
+        fs::create_dir(top.join("folder")).unwrap();
+        assert_eq!(kind("link"), "symlink");
+        assert_eq!(kind("dangling"), "symlink");
+        assert_eq!(kind("fifo"), "fifo");
+        assert_eq!(kind("socket"), "socket");
+        assert_eq!(kind("folder"), "directory");
+        assert!(
+            matches!(look(Path::new("/dev/null"), None), FileState::NotRegular { what, .. } if what == "device")
+        );
+        assert_eq!(look(&top.join("none"), None), FileState::Missing);
+        assert_eq!(look(&top.join("no folder/none"), None), FileState::Missing);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_said() {
+        let (dir, _) = scratch(b"");
+        let top = dir.path().canonicalize().unwrap();
+        let why = |path: &Path| match look(path, None) {
+            FileState::Unreadable { why } => why,
+            other => panic!("{other:?}"),
+        };
+        let huge = top.join("huge");
+        fs::File::create(&huge).unwrap().set_len(MAX_CONTENT + 1).unwrap();
+        assert_eq!(why(&huge), "67108865 bytes: more than the 64 MiB that are compared");
+        symlink(&top, top.join("alias")).unwrap();
+        assert!(why(&top.join("alias/file")).contains("symbolic link"), "{}", why(&top.join("alias/file")));
+        assert!(why(Path::new("relative")).contains("not an absolute path"));
+    }
+
+    /// A file that flips between two contents under the look: no digest but theirs is ever reported as seen whole, and
+    /// the known-good one is only claimed where it stood there.
+    #[test]
+    fn a_file_in_motion_is_never_called_clean() {
+        const SIZE: usize = 256 * 1024;
+        let (_dir, path) = scratch(&vec![b'a'; SIZE]);
+        let known = known_of(&path);
+        let whole: Vec<Digest> = [b'b', b'c']
+            .iter()
+            .map(|byte| crate::sha256::of_reader(&mut &vec![*byte; SIZE][..], 0, u64::MAX).unwrap().0)
+            .collect();
+        let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all(&vec![b'b'; SIZE]).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    for byte in [b'c', b'b'] {
+                        file.rewind().unwrap();
+                        // Piece by piece, so that looks fall between.
+                        for _ in 0..16 {
+                            file.write_all(&[byte; SIZE / 16]).unwrap();
+                        }
+                    }
+                }
+            })
+        };
+        let (mut coherent, mut torn) = (0, 0);
+        for _ in 0..300 {
+            let seen = look(&path, Some(&known));
+            assert_ne!(seen.digest(), Some(&known.digest));
+            match seen {
+                FileState::Regular { digest: Some(digest), .. } if whole.contains(&digest) => coherent += 1,
+                FileState::Regular { digest: Some(_), .. } => torn += 1,
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(known.drift(&look(&path, Some(&known))), ["content"]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        println!("{coherent} whole, {torn} in motion");
+    }
+
+    /// The known-good bytes, written over and over: matching pieces are not a state that was seen.
+    #[test]
+    fn matching_pieces_of_a_file_in_motion_claim_nothing() {
+        const SIZE: usize = 1024 * 1024;
+        let (_dir, path) = scratch(&vec![b'a'; SIZE]);
+        let known = known_of(&path);
+        let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    file.rewind().unwrap();
+                    file.write_all(b"a").unwrap();
+                }
+            })
+        };
+        let mut unclaimed = 0;
+        for _ in 0..20 {
+            match look(&path, Some(&known)) {
+                FileState::Unreadable { why } => {
+                    assert_eq!(why, "it changed during each of 3 looks");
+                    unclaimed += 1;
+                }
+                seen => assert!(known.drift(&seen).is_empty(), "{seen:?}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        assert!(unclaimed > 0);
+    }
+}
