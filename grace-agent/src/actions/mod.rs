@@ -1,5 +1,5 @@
-//! The hands: one file per verb of [`crate::action::Action`]. They change the host and say what they did; they never
-//! decide, and never read events.
+//! The verbs: one file per action of the closed enum `action::Action`. They change the host and never decide.
 
 pub mod quarantine;
 pub mod restore_file;
+pub mod start_process;
