@@ -46,9 +46,10 @@ fn without_root_it_says_what_it_cannot_see_and_restores_by_inotify() {
             cleared == round + 1 && fs::read_to_string(&path).is_ok_and(|c| c == "good\n")
         });
     }
-    assert!(agent.firings().iter().all(|f| f["writer"].is_null()), "inotify cannot tell who");
+    assert!(agent.firings().iter().all(|f| f["writer"].is_null()), "without root nobody can tell who");
+    // Newer kernels let everybody use fanotify, but tell only root who it was.
     let sources = status["sources"].as_array().unwrap();
-    assert!(sources.iter().any(|s| s["name"] == "fanotify" && s["state"] == "unsupported"), "{status:#}");
+    assert!(sources.iter().any(|s| s["name"] == "fanotify" && s["state"] != "ok"), "{status:#}");
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn a_second_agent_on_the_same_state_or_socket_is_refused() {
         let out = again(state, socket);
         assert_eq!(out.status.code(), Some(2), "{out:?}");
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(text.contains("another grace") && text.contains(&agent.pid().to_string()), "{word}: {text}");
+        assert!(text.contains("another ") && text.contains(&agent.pid().to_string()), "{word}: {text}");
     }
     // The first one is none the worse.
     agent.ok(&["status"]);
@@ -103,7 +104,7 @@ fn paths_that_cannot_be_owned_are_refused_with_the_reason() {
     for (path, reason) in [
         (agent.path("etc"), "folder"),
         (link, "symbolic link"),
-        (agent.path("etc/none"), "no such file"),
+        (agent.path("etc/none"), "not there"),
         (agent.path("none/none"), "none"),
         (fifo, "fifo"),
     ] {

@@ -25,9 +25,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The edges.
     ("clock", &["event"]),
     ("sha256", &["file_state"]),
-    ("file_meta", &["file_state"]),
+    ("file_meta", &["file_state", "sha256"]),
     ("host", &[]),
-    ("safe_path", &[]),
+    ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
         "sources",
@@ -50,7 +50,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "actions",
         &[
-            "actions",
+            "actions", "clock", 
             "config",
             "file_meta",
             "file_state",

@@ -295,7 +295,8 @@ impl Config {
             return Err(ConfigError::TooLarge(path.to_owned()));
         }
         let text = String::from_utf8(bytes).map_err(|err| {
-            let good = String::from_utf8_lossy(&err.as_bytes()[..err.utf8_error().valid_up_to()]).into_owned();
+            let good =
+                String::from_utf8_lossy(&err.as_bytes()[..err.utf8_error().valid_up_to()]).into_owned();
             ConfigError::Wrong(mark(path, &good, good.len(), "this is not UTF-8"))
         })?;
         let config = Self::parse(path, &text)?;
@@ -337,7 +338,11 @@ impl Config {
                 return wrong(format!("process `{name}` is declared twice"));
             }
             match process.command.first() {
-                None => return wrong(format!("process `{name}`: `command` is empty; it takes a program and its arguments")),
+                None => {
+                    return wrong(format!(
+                        "process `{name}`: `command` is empty; it takes a program and its arguments"
+                    ));
+                }
                 Some(program) if !program.starts_with('/') => {
                     return wrong(format!(
                         "process `{name}`: `{}` is not an absolute path; no shell and no PATH is searched",
@@ -350,7 +355,9 @@ impl Config {
                 return wrong(format!("process `{name}`: `command` contains a NUL character"));
             }
             if process.importance > 100 {
-                return wrong(format!("process `{name}`: `importance` goes from 0 (shed first) to 100 (never)"));
+                return wrong(format!(
+                    "process `{name}`: `importance` goes from 0 (shed first) to 100 (never)"
+                ));
             }
             if process.cwd.as_ref().is_some_and(|cwd| !cwd.is_absolute()) {
                 return wrong(format!("process `{name}`: `cwd` is not an absolute path"));
@@ -409,7 +416,8 @@ fn mark(path: &Path, text: &str, at: usize, what: &str) -> String {
     let number = text[..begin].matches('\n').count() + 1;
     let column = text[begin..at].chars().count() + 1;
     // The line is the user's own text, but it may hold anything.
-    let shown: String = line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).take(160).collect();
+    let shown: String =
+        line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).take(160).collect();
     let space: String = line.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
     let mut out = String::new();
     let _ = write!(out, "{}:{number}:{column}: {what}\n  | {shown}\n  | {space}^", path.display());
@@ -459,7 +467,11 @@ fn describe_table(
         found.unwrap_or(value).clone()
     };
     let text = |value: &serde_json::Value, resolved: &serde_json::Value| {
-        value["description"].as_str().or(resolved["description"].as_str()).unwrap_or_default().replace('\n', " ")
+        value["description"]
+            .as_str()
+            .or(resolved["description"].as_str())
+            .unwrap_or_default()
+            .replace('\n', " ")
     };
     // Values first, then tables: TOML wants it so.
     for (key, value) in properties {
@@ -467,7 +479,10 @@ fn describe_table(
         let is_table = resolved["properties"].is_object();
         let is_list = resolve(&value["items"])["properties"].is_object();
         if !is_table && !is_list {
-            let default = defaults.get(key).filter(|d| !d.is_null()).or_else(|| value.get("default").filter(|d| !d.is_null()));
+            let default = defaults
+                .get(key)
+                .filter(|d| !d.is_null())
+                .or_else(|| value.get("default").filter(|d| !d.is_null()));
             let shown = default.map_or_else(|| "…".to_owned(), ToString::to_string);
             let _ = write!(out, "\n# {}\n# {key} = {shown}\n", text(value, &resolved));
         }
@@ -478,7 +493,13 @@ fn describe_table(
         let item = resolve(&value["items"]);
         if resolved["properties"].is_object() {
             let _ = write!(out, "\n# {}\n# [{full}]\n", text(value, &resolved));
-            describe_table(schema, &resolved, defaults.get(key).unwrap_or(&serde_json::Value::Null), &full, out);
+            describe_table(
+                schema,
+                &resolved,
+                defaults.get(key).unwrap_or(&serde_json::Value::Null),
+                &full,
+                out,
+            );
         } else if item["properties"].is_object() {
             let _ = write!(out, "\n# {}\n# [[{full}]]\n", text(value, &item));
             describe_table(schema, &item, &serde_json::Value::Null, &full, out);
@@ -501,12 +522,18 @@ mod tests {
     fn errors_name_place_and_way_out() {
         for (text, want) in [
             ("mod = \"repair\"", "grace.toml:1:1: unknown key `mod`; did you mean `mode`?"),
-            ("[[process]]\nname = \"a\"\nbakoff = \"1s\"\n", "grace.toml:3:1: unknown key `bakoff` in [[process]]; did you mean `backoff`?"),
+            (
+                "[[process]]\nname = \"a\"\nbakoff = \"1s\"\n",
+                "grace.toml:3:1: unknown key `bakoff` in [[process]]; did you mean `backoff`?",
+            ),
             ("[[proces]]", "did you mean `process`?"),
             ("xyzzy = 1", "valid keys: mode, process, file"),
             ("mode = \"fix\"", "grace.toml:1:8: unknown variant `fix`, expected `observe` or `repair`"),
             ("mode = ", "grace.toml:1:8"),
-            ("[[process]]\nname = \"a\"\ncommand = [\"/bin/x\"]\nbackoff = \"soon\"", "grace.toml:4:11: `soon` is not a duration"),
+            (
+                "[[process]]\nname = \"a\"\ncommand = [\"/bin/x\"]\nbackoff = \"soon\"",
+                "grace.toml:4:11: `soon` is not a duration",
+            ),
             ("[[process]]\nname = \"a\"\ncommand = []", "grace.toml:2:8: process `a`: `command` is empty"),
             ("[[process]]\nname = \"a\"\ncommand = [\"x\"]", "`x` is not an absolute path"),
             ("[[process]]\nname = \"../a\"\ncommand = [\"/x\"]", "grace.toml:2:8: process name `../a`"),
@@ -526,7 +553,9 @@ mod tests {
     #[test]
     fn the_commented_defaults_are_the_defaults() {
         let text = Config::commented_defaults();
-        for key in ["mode", "[[process]]", "[[file]]", "[policy]", "[triggers.config_drift]", "conflict_count = 3"] {
+        for key in
+            ["mode", "[[process]]", "[[file]]", "[policy]", "[triggers.config_drift]", "conflict_count = 3"]
+        {
             assert!(text.contains(key), "{key} is missing in\n{text}");
         }
         // Uncommented without the tables that have no default they are a configuration, the default one.

@@ -303,10 +303,8 @@ fn run(
         action: action.name(),
         admitted: admitted.clone(),
     });
-    if let Some(shown) = incident.firing.remedy.get_mut(rung) {
-        shown.state = if admitted.is_ok() { RungState::Running } else { RungState::Held };
-        shown.why = admitted.as_ref().err().cloned();
-    }
+    let state = if admitted.is_ok() { RungState::Running } else { RungState::Held };
+    incident.show(rung, state, admitted.as_ref().err().cloned());
     if admitted.is_ok() {
         incident.running = Some(rung);
         out.push(Effect::Run(Order {

@@ -14,6 +14,10 @@ pub const RETRIES: [Duration; 3] =
 /// A repair that was done must be seen to hold within this time; else the next rung takes over.
 pub const SETTLE: Duration = Duration::from_secs(30);
 
+/// After a repair that was done while new facts came, the file is about to be looked at: a moment in which the firing
+/// can clear instead of being repaired again.
+pub const MOMENT: Duration = Duration::from_millis(20);
+
 /// A firing that holds, with its remedy.
 #[derive(Debug)]
 pub struct Incident {
@@ -29,6 +33,8 @@ pub struct Incident {
     pub running: Option<usize>,
     /// New facts came while a rung ran: begin anew when it ends.
     replan: Option<Timestamp>,
+    /// The rungs shown are still those of the ladder before; they are replaced when the new one begins.
+    shows_old: bool,
     /// How often the current rung failed.
     failures: usize,
     /// Seen to have cleared while a rung ran: the firing is closed when its outcome is known.
@@ -66,6 +72,7 @@ impl Incident {
             next: None,
             running: None,
             replan: None,
+            shows_old: false,
             failures: 0,
             clearing: None,
         };
@@ -91,11 +98,20 @@ impl Incident {
             self.replan = Some(due);
         } else {
             self.plan(due);
+            self.show_ladder();
         }
     }
 
     /// Begins the ladder anew.
     fn plan(&mut self, due: Timestamp) {
+        self.failures = 0;
+        self.replan = None;
+        self.next = (!self.actions.is_empty()).then_some((0, due));
+    }
+
+    /// Shows the rungs of the ladder in force.
+    fn show_ladder(&mut self) {
+        self.shows_old = false;
         self.firing.remedy = self
             .actions
             .iter()
@@ -106,9 +122,16 @@ impl Incident {
                 took_us: None,
             })
             .collect();
-        self.failures = 0;
-        self.replan = None;
-        self.next = (!self.actions.is_empty()).then_some((0, due));
+    }
+
+    /// A rung begins, or is held: from now on the ladder shown is the one in force.
+    pub fn show(&mut self, rung: usize, state: RungState, why: Option<String>) {
+        if self.shows_old {
+            self.show_ladder();
+        }
+        if let Some(shown) = self.firing.remedy.get_mut(rung) {
+            (shown.state, shown.why, shown.took_us) = (state, why, None);
+        }
     }
 
     /// The rung `rung` ended.
@@ -131,8 +154,11 @@ impl Incident {
         if result.is_ok() && changes_host {
             self.firing.repaired = Some(at);
         }
-        if let Some(due) = self.replan {
-            self.plan(due.max(at));
+        if let Some(due) = self.replan.take().filter(|_| self.clearing.is_none()) {
+            // What was done may have mended the new facts, too.
+            let earliest = if result.is_ok() && changes_host { at.after(MOMENT) } else { at };
+            self.plan(due.max(earliest));
+            self.shows_old = true;
             return;
         }
         self.next = match result {

@@ -55,7 +55,11 @@ impl Client {
     }
 
     /// Sends a document and takes the answer.
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|err| ClientError::Bad(err.to_string()))?;
         self.call(Method::POST, path, body.into()).await
     }
@@ -75,7 +79,12 @@ impl Client {
         Ok(Follow { body: response.into_body(), buffer: Vec::new(), _connection: sender })
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
         let (_connection, response) = self.send(method, path, body).await?;
         let status = response.status();
         let bytes = collect(response).await?;

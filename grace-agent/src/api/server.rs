@@ -74,7 +74,9 @@ pub fn bind(path: &Path) -> Result<StdListener, BindError> {
                 return Err(BindError::InUse { path: path.to_owned(), pid });
             }
             // Nobody listens any more: what a crashed agent left.
-            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(refused)?,
+            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(refused)?
+            }
             Err(err) => return Err(refused(err)),
         },
         Err(_) => {

@@ -62,9 +62,12 @@ impl Config {
                     })?;
                 }
             }
-            Command::Show { defaults: true, .. } => out.line(config::Config::commented_defaults().trim_end())?,
+            Command::Show { defaults: true, .. } => {
+                out.line(config::Config::commented_defaults().trim_end())?
+            }
             Command::Show { config: Some(file), json, .. } => {
-                let (config, _) = config::Config::load(Some(&file)).map_err(|err| Failure::Usage(chain(&err)))?;
+                let (config, _) =
+                    config::Config::load(Some(&file)).map_err(|err| Failure::Usage(chain(&err)))?;
                 show(&config, json, out)?;
             }
             Command::Show { config: None, json, .. } => {

@@ -48,10 +48,13 @@ pub struct Check {
 
 impl Doctor {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
-        let asked = with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
+        let asked =
+            with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
         let (agent, why) = match asked {
             Ok(status) => (Some(status), None),
-            Err(Failure::Client(err @ (ClientError::NoAgent(_) | ClientError::Denied(_)))) => (None, Some(err)),
+            Err(Failure::Client(err @ (ClientError::NoAgent(_) | ClientError::Denied(_)))) => {
+                (None, Some(err))
+            }
             Err(err) => return Err(err),
         };
         let report = Report { checks: checks(&global.socket), agent };
@@ -112,18 +115,33 @@ fn user() -> Check {
     let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).map_or("unknown", str::trim);
     let caps = u64::from_str_radix(effective, 16).unwrap_or(0);
     // capability.h: CAP_DAC_READ_SEARCH 2, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21, CAP_PERFMON 38, CAP_BPF 39.
-    let missing: Vec<&str> =
-        [(2, "CAP_DAC_READ_SEARCH"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")]
-            .into_iter()
-            .filter(|(bit, _)| caps >> bit & 1 == 0)
-            .map(|(_, name)| name)
-            .collect();
+    let missing: Vec<&str> = [
+        (2, "CAP_DAC_READ_SEARCH"),
+        (19, "CAP_SYS_PTRACE"),
+        (21, "CAP_SYS_ADMIN"),
+        (38, "CAP_PERFMON"),
+        (39, "CAP_BPF"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| caps >> bit & 1 == 0)
+    .map(|(_, name)| name)
+    .collect();
     let uid = rustix::process::geteuid().as_raw();
     if missing.is_empty() {
-        return check("privilege", Health::Ok, format!("uid {uid} with the capabilities that the probes need"), None);
+        return check(
+            "privilege",
+            Health::Ok,
+            format!("uid {uid} with the capabilities that the probes need"),
+            None,
+        );
     }
     let detail = format!("uid {uid} lacks {}", missing.join(", "));
-    check("privilege", Health::Degraded, detail, Some("run as root: without, no probes, no fanotify, no writer's name"))
+    check(
+        "privilege",
+        Health::Degraded,
+        detail,
+        Some("run as root: without, no probes, no fanotify, no writer's name"),
+    )
 }
 
 fn embedded() -> Check {
@@ -137,7 +155,9 @@ fn embedded() -> Check {
 
 fn btf() -> Check {
     match fs::metadata("/sys/kernel/btf/vmlinux") {
-        Ok(meta) => check("BTF", Health::Ok, format!("/sys/kernel/btf/vmlinux, {} KiB", meta.len() >> 10), None),
+        Ok(meta) => {
+            check("BTF", Health::Ok, format!("/sys/kernel/btf/vmlinux, {} KiB", meta.len() >> 10), None)
+        }
         Err(err) => {
             let fix = "a kernel with CONFIG_DEBUG_INFO_BTF=y: every stock one since 5.10 has it";
             check("BTF", Health::Degraded, format!("/sys/kernel/btf/vmlinux: {err}"), Some(fix))
@@ -159,7 +179,8 @@ fn mounted(name: &str, folder: &str, probe: &str) -> Check {
 fn lockdown() -> Check {
     match fs::read_to_string("/sys/kernel/security/lockdown") {
         Ok(text) => {
-            let now = text.split('[').nth(1).and_then(|r| r.split(']').next()).unwrap_or("unknown").to_owned();
+            let now =
+                text.split('[').nth(1).and_then(|r| r.split(']').next()).unwrap_or("unknown").to_owned();
             if now == "confidentiality" {
                 let fix = "this level hides kernel memory from probes: lockdown=integrity on the kernel's command line";
                 check("lockdown", Health::Degraded, now, Some(fix))
@@ -197,19 +218,27 @@ fn cgroup() -> Check {
     });
     match at {
         Some(at) => {
-            let controllers = fs::read_to_string(Path::new(&at).join("cgroup.controllers")).unwrap_or_default();
+            let controllers =
+                fs::read_to_string(Path::new(&at).join("cgroup.controllers")).unwrap_or_default();
             let controllers = controllers.trim();
             let with = if controllers.is_empty() { "no controllers" } else { controllers };
             check("cgroup v2", Health::Ok, format!("on {at}, with {with}"), None)
         }
-        None => check("cgroup v2", Health::Unsupported, "not mounted", Some("writers are named without their cgroup's path")),
+        None => check(
+            "cgroup v2",
+            Health::Unsupported,
+            "not mounted",
+            Some("writers are named without their cgroup's path"),
+        ),
     }
 }
 
 fn pressure() -> Check {
     match fs::read_to_string("/proc/pressure/memory") {
         Ok(_) => check("PSI", Health::Ok, "/proc/pressure", None),
-        Err(err) => check("PSI", Health::Unsupported, err.to_string(), Some("psi=1 on the kernel's command line")),
+        Err(err) => {
+            check("PSI", Health::Unsupported, err.to_string(), Some("psi=1 on the kernel's command line"))
+        }
     }
 }
 
@@ -230,10 +259,16 @@ fn socket_mode(socket: &Path) -> Check {
         }
         Ok(meta) if meta.mode() & 0o077 != 0 => {
             let detail = format!("{} has mode {:04o}", socket.display(), meta.mode() & 0o7777);
-            check("socket", Health::Degraded, detail, Some("chmod 0600: others can order repairs (the agent refuses them by uid)"))
+            check(
+                "socket",
+                Health::Degraded,
+                detail,
+                Some("chmod 0600: others can order repairs (the agent refuses them by uid)"),
+            )
         }
         Ok(meta) => {
-            let detail = format!("{}, mode {:04o}, uid {}", socket.display(), meta.mode() & 0o7777, meta.uid());
+            let detail =
+                format!("{}, mode {:04o}, uid {}", socket.display(), meta.mode() & 0o7777, meta.uid());
             check("socket", Health::Ok, detail, None)
         }
         Err(err) => check("socket", Health::Off, format!("{}: {err}", socket.display()), None),

@@ -58,7 +58,13 @@ impl Explain {
                 ))?;
             }
             for record in &explain.journal {
-                out.line(&format!("  {:<10} {} {}: {}", "journal", record.at, record.kind, escape(&record.text)))?;
+                out.line(&format!(
+                    "  {:<10} {} {}: {}",
+                    "journal",
+                    record.at,
+                    record.kind,
+                    escape(&record.text)
+                ))?;
             }
             out.line("")?;
         }

@@ -59,7 +59,9 @@ impl Firings {
                         }
                     }
                     Some(Followed::Lost(n)) if self.json => out.json(&serde_json::json!({ "lost": n }))?,
-                    Some(Followed::Lost(n)) => out.line(&format!("… {n} changes came too fast to be shown"))?,
+                    Some(Followed::Lost(n)) => {
+                        out.line(&format!("… {n} changes came too fast to be shown"))?
+                    }
                     None => return Err(Failure::Client(ClientError::Failed("it has ended".into()))),
                 }
                 out.flush()?;

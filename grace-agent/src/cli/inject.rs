@@ -79,7 +79,8 @@ impl Inject {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
         let scratch = Scratch::new()?;
         let mut teller = Teller { out, json: self.json, fault: None };
-        let running = with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
+        let running =
+            with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
         let private;
         let socket = match running {
             Ok(status) if status.mode == Mode::Repair => {
@@ -88,7 +89,11 @@ impl Inject {
             }
             Ok(_) | Err(Failure::Client(ClientError::NoAgent(_) | ClientError::Denied(_))) => {
                 private = Private::start(&scratch.0)?;
-                let why = if running.is_ok() { "the running one only observes" } else { "none answers at the socket" };
+                let why = if running.is_ok() {
+                    "the running one only observes"
+                } else {
+                    "none answers at the socket"
+                };
                 teller.tell("agent", &format!("a private one, pid {}: {why}", private.0.id()))?;
                 scratch.socket()
             }
@@ -240,7 +245,11 @@ fn spawn_and_wait(command: &mut Command) -> Result<u32, Failure> {
     let mut child = command.stdin(Stdio::null()).spawn().context("cannot make the fault")?;
     let pid = child.id();
     let status = child.wait().context("cannot make the fault")?;
-    if status.success() { Ok(pid) } else { Err(Failure::Other(anyhow!("the fault could not be made: {status}"))) }
+    if status.success() {
+        Ok(pid)
+    } else {
+        Err(Failure::Other(anyhow!("the fault could not be made: {status}")))
+    }
 }
 
 /// A folder for the fault, removed at the end.
@@ -253,7 +262,10 @@ impl Scratch {
         let base = base.canonicalize().with_context(|| format!("cannot use {}", base.display()))?;
         let path = base.join(format!("grace-inject-{}-{}", std::process::id(), crate::clock::wall_ns()));
         // It must be new: in a folder that everybody may write to, an old one could be anybody's.
-        fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
     }
 

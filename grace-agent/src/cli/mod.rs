@@ -33,7 +33,9 @@ pub const SOCKET: &str = "/run/grace/grace.sock";
 /// Root host agent: watches a host through kernel probes, repairs what it was told to own, and says who broke it.
 #[derive(Debug, Parser)]
 #[command(name = "grace", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 no agent, 4 refused.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 no agent, 4 refused."
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

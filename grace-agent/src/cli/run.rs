@@ -50,7 +50,11 @@ impl Run {
     pub(super) fn go(self, global: &Global, agent: Agent) -> Answer {
         let filter = EnvFilter::try_from_env("GRACE_LOG")
             .unwrap_or_else(|_| EnvFilter::new(if global.quiet { "error" } else { "warn" }));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .init();
         let state_dir = match self.state_dir {
             Some(dir) => super::ask::absolute(&dir),
             None => default_state()?,

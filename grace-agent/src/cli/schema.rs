@@ -42,7 +42,11 @@ impl Schema {
             "trigger" => schema_for!(TriggerView),
             "verify" => schema_for!(VerifyView),
             _ => {
-                return Err(Failure::Usage(format!("no schema `{}`; there are: {}", escape(&name), NAMES.join(", "))));
+                return Err(Failure::Usage(format!(
+                    "no schema `{}`; there are: {}",
+                    escape(&name),
+                    NAMES.join(", ")
+                )));
             }
         };
         out.document(&schema)?;

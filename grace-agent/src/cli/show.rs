@@ -93,7 +93,10 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 /// The same, where line breaks are Grace's own.
 #[must_use]
 pub fn escape_lines(text: &str) -> String {
-    text.lines().map(|l| l.split('\t').map(escape).collect::<Vec<_>>().join("\t")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|l| l.split('\t').map(escape).collect::<Vec<_>>().join("\t"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn dangerous(c: char) -> bool {
@@ -199,7 +202,8 @@ fn mark(state: Health, color: bool) -> String {
 
 fn headline(status: &StatusView, color: bool) -> String {
     let fact = |key: &str| status.host.get(key).map_or_else(|| "?".to_owned(), |v| escape(v).into_owned());
-    let gib = status.host.get("memory_bytes").and_then(|b| b.parse::<f64>().ok()).map(|b| b / (1u64 << 30) as f64);
+    let gib =
+        status.host.get("memory_bytes").and_then(|b| b.parse::<f64>().ok()).map(|b| b / (1u64 << 30) as f64);
     let mode = match status.mode {
         Mode::Observe => paint("observe", YELLOW, color),
         Mode::Repair => paint("repair", GREEN, color),
@@ -310,7 +314,9 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
     for (i, row) in busiest.iter().take(6).enumerate() {
         let head = if i == 0 { "syscalls" } else { "" };
         let latency = match (row.p50_ns, row.p99_ns) {
-            (Some(p50), Some(p99)) => format!("p50 ≤ {}, p99 ≤ {} of {} timed", nanos(p50), nanos(p99), row.timed),
+            (Some(p50), Some(p99)) => {
+                format!("p50 ≤ {}, p99 ≤ {} of {} timed", nanos(p50), nanos(p99), row.timed)
+            }
             _ => "not timed yet".to_owned(),
         };
         let _ = writeln!(
@@ -319,7 +325,8 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
             row.class, row.calls, row.errors
         );
     }
-    let lost: Vec<String> = status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{c} {n}")).collect();
+    let lost: Vec<String> =
+        status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{c} {n}")).collect();
     let lost = if lost.is_empty() { "nothing".to_owned() } else { paint(&lost.join(", "), RED, color) };
     let _ = writeln!(out, "  {:<10} {lost}", "lost");
     let bpf = match status.cost.bpf_ns_per_s {
@@ -347,8 +354,18 @@ mod tests {
     #[test]
     fn nothing_that_a_terminal_acts_on_gets_through() {
         for text in [
-            "\x1b[31mred", "\x1b]0;title\x07", "a\rb", "a\nb", "\u{202e}gnp.exe", "\u{9b}31m", "\u{7f}", "zero\u{200b}width",
-            "\u{2028}", "\u{feff}", "\u{e0041}", "\u{0}",
+            "\x1b[31mred",
+            "\x1b]0;title\x07",
+            "a\rb",
+            "a\nb",
+            "\u{202e}gnp.exe",
+            "\u{9b}31m",
+            "\u{7f}",
+            "zero\u{200b}width",
+            "\u{2028}",
+            "\u{feff}",
+            "\u{e0041}",
+            "\u{0}",
         ] {
             let shown = escape(text);
             assert!(shown.chars().all(|c| !dangerous(c)), "{text:?} gives {shown:?}");

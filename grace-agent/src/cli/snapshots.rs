@@ -174,7 +174,8 @@ impl Forget {
         let answers = with_agent(&global.socket, async |agent| {
             let mut answers: Vec<PathAnswer> = Vec::new();
             for path in &self.paths {
-                answers.push(agent.post("/v1/forget", &PathRequest { path: absolute(path), at: None }).await?);
+                answers
+                    .push(agent.post("/v1/forget", &PathRequest { path: absolute(path), at: None }).await?);
             }
             Ok(answers)
         })?;
@@ -202,7 +203,10 @@ fn print(answers: &[PathAnswer], json: bool, out: &mut Out) -> Answer {
             (Some(done), None) if !out.quiet => {
                 out.line(&format!("{}: {}", escape(&answer.path.display().to_string()), escape(done)))?;
                 if let Some(kept) = &answer.quarantined {
-                    out.line(&format!("  what lay there is kept in {}", escape(&kept.display().to_string())))?;
+                    out.line(&format!(
+                        "  what lay there is kept in {}",
+                        escape(&kept.display().to_string())
+                    ))?;
                 }
             }
             _ => {}

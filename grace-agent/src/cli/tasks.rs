@@ -53,16 +53,18 @@ impl Tasks {
                 }
             }
             Command::Show { id, json } => {
-                let task = tasks
-                    .iter()
-                    .find(|t| t.id == id)
-                    .ok_or_else(|| Failure::No(format!("no task `{}`: `grace tasks list` lists them", escape(&id))))?;
+                let task = tasks.iter().find(|t| t.id == id).ok_or_else(|| {
+                    Failure::No(format!("no task `{}`: `grace tasks list` lists them", escape(&id)))
+                })?;
                 if json {
                     out.document(task)?;
                     return Ok(0);
                 }
                 out.line(&format!("{} {}", paint(&task.id, "1", out.color), task.title))?;
-                out.line(&format!("  {:<11} {}, {} times, by {}", "state", task.state, task.count, task.trigger))?;
+                out.line(&format!(
+                    "  {:<11} {}, {} times, by {}",
+                    "state", task.state, task.count, task.trigger
+                ))?;
                 out.line(&format!("  {:<11} {}", "done when", task.acceptance))?;
                 for item in &task.evidence {
                     out.line(&format!("  {:<11} {} ({})", "evidence", item.name, item.trust))?;

@@ -13,7 +13,7 @@ use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, ExplainView, FiringView, Health, PathAnswer, ProbeView, ProcessView, SnapshotView,
-    SourceView, StatusView, TaskView, TriggerView, VerifyView, VerifyVerdict,
+    SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
 use crate::config::{Config, Process};
@@ -55,7 +55,11 @@ impl Agent {
         out.push(SourceView {
             name: "processes".into(),
             state: if specs == 0 { Health::Off } else { Health::Ok },
-            detail: if specs == 0 { "no [[process]] declared".into() } else { format!("{specs} declared, by pidfd") },
+            detail: if specs == 0 {
+                "no [[process]] declared".into()
+            } else {
+                format!("{specs} declared, by pidfd")
+            },
         });
         out.push(lock(&self.gpu).clone());
         let psi: Vec<String> = ["cpu", "memory", "io"]
@@ -97,7 +101,12 @@ impl Agent {
         }
     }
 
-    fn take(&self, path: &Path, kind: Option<ContentKind>, peer: Peer) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
+    fn take(
+        &self,
+        path: &Path,
+        kind: Option<ContentKind>,
+        peer: Peer,
+    ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
         let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
         let take = Take {
             kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_default(),
@@ -162,14 +171,21 @@ impl Control for Agent {
         let config_view = lock(&self.config_view).clone();
         why.extend(config_view.refused.as_ref().map(|r| format!("config: {r}")));
         let triggers = self.triggers();
-        why.extend(triggers.iter().filter(|t| t.state != Health::Ok).map(|t| format!("trigger {}: disabled after it failed", t.name)));
+        why.extend(
+            triggers
+                .iter()
+                .filter(|t| t.state != Health::Ok)
+                .map(|t| format!("trigger {}: disabled after it failed", t.name)),
+        );
         let mut lost: BTreeMap<String, u64> =
             BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
         lost.extend(self.executor.files.lost());
         let mut delivered = BTreeMap::new();
         if let (Some(probes), Some(reader)) = (&self.probes, &self.reader) {
             let arrived = reader.delivered();
-            for ((class, (_, n)), arrived) in probes.produced_and_lost().into_iter().zip([arrived[1], arrived[0]]) {
+            for ((class, (_, n)), arrived) in
+                probes.produced_and_lost().into_iter().zip([arrived[1], arrived[0]])
+            {
                 lost.insert(class.to_owned(), n);
                 delivered.insert(class.to_owned(), arrived);
             }
@@ -216,7 +232,10 @@ impl Control for Agent {
         if let Some(name) = &query.trigger
             && !triggers::specs().iter().any(|s| s.name == name)
         {
-            return Err(ControlError::Bad(format!("no trigger `{}`: `grace triggers` lists them", name.escape_debug())));
+            return Err(ControlError::Bad(format!(
+                "no trigger `{}`: `grace triggers` lists them",
+                name.escape_debug()
+            )));
         }
         self.journal.firings(query).map_err(|err| Self::failed(&err))
     }
@@ -227,12 +246,9 @@ impl Control for Agent {
 
     fn explain(&self, what: &str) -> Result<ExplainView, ControlError> {
         let firing = match FiringId::try_from(what.to_owned()) {
-            Ok(id) => Some(
-                self.journal
-                    .firing(id)
-                    .map_err(|err| Self::failed(&err))?
-                    .ok_or_else(|| ControlError::NotFound(format!("no firing {id}: `grace firings` lists them")))?,
-            ),
+            Ok(id) => Some(self.journal.firing(id).map_err(|err| Self::failed(&err))?.ok_or_else(|| {
+                ControlError::NotFound(format!("no firing {id}: `grace firings` lists them"))
+            })?),
             Err(_) => None,
         };
         let name = firing.as_ref().map_or(what, |(view, _)| view.trigger.as_str());
@@ -285,7 +301,8 @@ impl Control for Agent {
                 Ok(path) => {
                     let answer = Self::one(&path, self.take(&path, kind, peer));
                     if let Some(done) = &answer.done {
-                        self.journal.note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
+                        self.journal
+                            .note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
                     }
                     answer
                 }
@@ -309,11 +326,23 @@ impl Control for Agent {
             .into_iter()
             .map(|path| {
                 let Ok(Some(snapshot)) = store.current_of(&path) else {
-                    return VerifyView { path, verdict: VerifyVerdict::NotOwned, drift: Vec::new(), expected: None, actual: None };
+                    return VerifyView {
+                        path,
+                        verdict: VerifyVerdict::NotOwned,
+                        drift: Vec::new(),
+                        expected: None,
+                        actual: None,
+                    };
                 };
                 let expected = Some(snapshot.known.digest.clone());
                 if let Err(err) = store.check_object(&snapshot.known.digest) {
-                    return VerifyView { path, verdict: VerifyVerdict::DamagedObject, drift: vec![chain(&err)], expected, actual: None };
+                    return VerifyView {
+                        path,
+                        verdict: VerifyVerdict::DamagedObject,
+                        drift: vec![chain(&err)],
+                        expected,
+                        actual: None,
+                    };
                 }
                 let state = look(&path, Some(&snapshot.known));
                 let drift = snapshot.known.drift(&state);
@@ -345,7 +374,10 @@ impl Control for Agent {
             Ok(n) => {
                 self.executor.files.forget(&path);
                 self.executor.send(Kind::FileForgotten { path: path.clone() });
-                self.journal.note("command", format!("forget {} by uid {}: {n} snapshots dropped", path.display(), peer.uid));
+                self.journal.note(
+                    "command",
+                    format!("forget {} by uid {}: {n} snapshots dropped", path.display(), peer.uid),
+                );
                 Ok((format!("not owned any more, {n} snapshots dropped"), None, None))
             }
             Err(err) => Err(chain(&err)),

@@ -70,7 +70,8 @@ impl Executor {
     fn act(&self, order: &Order) -> Result<String, String> {
         match &order.action {
             Action::RestoreFile { path, known, judged } => {
-                let tag = order.firing.map_or_else(|| "command".to_owned(), |id| format!("{id}-{}", order.rung));
+                let tag =
+                    order.firing.map_or_else(|| "command".to_owned(), |id| format!("{id}-{}", order.rung));
                 self.restore(path, known, *judged, &tag).map(|restored| describe_restored(&restored))
             }
             Action::AcceptFile { path, reason } => self.accept(path, reason),
@@ -90,7 +91,8 @@ impl Executor {
         judged: Option<FileId>,
         tag: &str,
     ) -> Result<Restored, String> {
-        restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag).map_err(|err| chain(&err))
+        restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag)
+            .map_err(|err| chain(&err))
     }
 
     fn accept(&self, path: &Path, reason: &str) -> Result<String, String> {

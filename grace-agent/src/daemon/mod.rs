@@ -31,6 +31,7 @@ use crate::config::{Config, Process};
 use crate::engine::Engine;
 use crate::event::{Event, Exit, Kind};
 use crate::file_state::ContentKind;
+use crate::host;
 use crate::journal::Journal;
 use crate::recording::Recorder;
 use crate::safe_path::own_name;
@@ -40,7 +41,6 @@ use crate::sources::ebpf::{self, chain};
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
-use crate::host;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -109,7 +109,9 @@ fn serve(
         Err(_) => anyhow::bail!("loading the probes panicked"),
     };
     let reader = match (&probes, ring) {
-        (Some(probes), Some(ring)) => Some(Reader::start(ring, probes).context("cannot read the probes' ring")?),
+        (Some(probes), Some(ring)) => {
+            Some(Reader::start(ring, probes).context("cannot read the probes' ring")?)
+        }
         _ => None,
     };
     let ready_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -168,7 +170,8 @@ fn serve(
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let upkeep_thread = {
-        let (probes, executor, cost, stop) = (probes.clone(), Arc::clone(&executor), Arc::clone(&cost), Arc::clone(&stop));
+        let (probes, executor, cost, stop) =
+            (probes.clone(), Arc::clone(&executor), Arc::clone(&cost), Arc::clone(&stop));
         std::thread::Builder::new()
             .name("grace-upkeep".into())
             .spawn(move || upkeep::run(probes.as_ref(), &executor, &cost, &stop))?
@@ -180,7 +183,11 @@ fn serve(
         probes,
         probe_views,
         reader,
-        gpu: Mutex::new(SourceView { name: "gpu".into(), state: Health::Off, detail: "asking the driver".into() }),
+        gpu: Mutex::new(SourceView {
+            name: "gpu".into(),
+            state: Health::Off,
+            detail: "asking the driver".into(),
+        }),
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
         duties,
@@ -313,13 +320,15 @@ fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<V
             Some(snapshot) => store.describe(snapshot.id, kind, &file.writers),
             None => {
                 let take = Take { kind, writers: file.writers.clone(), reason: "config file".to_owned() };
-                own_name(&file.path, Path::new("/")).map_err(|err| chain(&err)).and_then(|path| {
-                    store.take(&path, take).map_err(|err| chain(&err))
-                }).map(drop).or_else(|why| {
-                    tracing::warn!(path = %file.path.display(), %why, "cannot be owned");
-                    journal.note("config", format!("{} cannot be owned: {why}", file.path.display()));
-                    Ok(())
-                })
+                own_name(&file.path, Path::new("/"))
+                    .map_err(|err| chain(&err))
+                    .and_then(|path| store.take(&path, take).map_err(|err| chain(&err)))
+                    .map(drop)
+                    .or_else(|why| {
+                        tracing::warn!(path = %file.path.display(), %why, "cannot be owned");
+                        journal.note("config", format!("{} cannot be owned: {why}", file.path.display()));
+                        Ok(())
+                    })
             }
         };
         result?;
@@ -343,7 +352,11 @@ fn declare(executor: &Executor, process: Process) {
     let name = process.name.clone();
     let policy = process.restart_policy();
     if lock(&executor.specs).insert(name.clone(), process).is_some() {
-        executor.send(Kind::ProcessDeclared { name: name.clone(), policy, pid: executor.processes.running(&name).map(|r| r.0) });
+        executor.send(Kind::ProcessDeclared {
+            name: name.clone(),
+            policy,
+            pid: executor.processes.running(&name).map(|r| r.0),
+        });
         return;
     }
     match start_process::adopt(&name, &executor.logs, &executor.running, &executor.boot_id) {

@@ -126,6 +126,7 @@ pub fn start(
         health,
         fanotify,
         fanotify_why,
+        tells_who: rustix::process::geteuid().is_root(),
         inotify: None,
         inotify_folders: BTreeMap::new(),
         inotify_why: None,
@@ -166,6 +167,8 @@ struct Watcher {
     health: Arc<Mutex<Vec<SourceView>>>,
     fanotify: Option<Fanotify>,
     fanotify_why: Option<String>,
+    /// The kernel names the process of an event only to root.
+    tells_who: bool,
     inotify: Option<Inotify>,
     inotify_folders: BTreeMap<PathBuf, WatchDescriptor>,
     inotify_why: Option<String>,
@@ -488,8 +491,15 @@ impl Watcher {
         let files = self.files.len();
         let fanotify = SourceView {
             name: "fanotify".into(),
-            state: if self.fanotify.is_some() { Health::Ok } else { Health::Unsupported },
+            state: match (&self.fanotify, self.tells_who) {
+                (Some(_), true) => Health::Ok,
+                (Some(_), false) => Health::Degraded,
+                (None, _) => Health::Unsupported,
+            },
             detail: match &self.fanotify_why {
+                None if !self.tells_who => {
+                    format!("{files} files in {} folders, but without root it does not tell who", self.folders.len())
+                }
                 None => format!("{files} files in {} folders, with the process", self.folders.len()),
                 Some(why) => format!("{why}; inotify works, but does not tell who"),
             },
