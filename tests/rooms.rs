@@ -27,11 +27,22 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sha256", &["file_state"]),
     ("file_meta", &["file_state", "sha256"]),
     ("host", &[]),
+    ("prompt", &[]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
         "sources",
-        &["api::view", "clock", "event", "file_meta", "file_state", "safe_path", "sha256", "sources"],
+        &[
+            "api::view",
+            "clock",
+            "event",
+            "file_meta",
+            "file_state",
+            "prompt",
+            "safe_path",
+            "sha256",
+            "sources",
+        ],
     ),
     (
         "snapshots",
@@ -50,7 +61,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "actions",
         &[
-            "actions", "clock", 
+            "actions",
+            "clock",
             "config",
             "file_meta",
             "file_state",
@@ -61,7 +73,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state_dir",
         ],
     ),
-    ("journal", &["action", "api", "clock", "event", "firing"]),
+    ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
     ("api", &["api", "config", "event", "file_state", "firing"]),
     (
@@ -100,6 +112,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "firing",
             "host",
             "journal",
+            "prompt",
             "recording",
             "safe_path",
             "snapshots",
@@ -219,7 +232,7 @@ fn rooms_use_only_what_the_table_allows() {
         let code = code(&text);
         for used in uses(&code) {
             let fits = |a: &&str| used == **a || used.starts_with(&format!("{a}::"));
-            if !allowed.iter().any(|a| fits(&a)) {
+            if !allowed.iter().any(fits) {
                 wrong.push(format!("{name}: uses crate::{used}, which {room} may not"));
             }
         }

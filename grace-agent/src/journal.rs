@@ -16,6 +16,7 @@ use crate::api::view::{EvidenceView, FiringView, JournalView, TaskView};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::firing::{Firing, FiringId, Subject};
+use crate::prompt::prompt;
 
 /// Rows of the journal that are kept; the oldest go first, at start.
 const KEPT: u64 = 200_000;
@@ -71,7 +72,7 @@ pub enum JournalError {
 #[derive(Debug, Clone)]
 pub enum Record {
     /// A firing is new or has changed.
-    Firing(Firing),
+    Firing(Box<Firing>),
     /// An action was admitted, or held and why.
     Decision {
         /// When.
@@ -138,7 +139,10 @@ impl Journal {
         let told = Arc::clone(&trouble);
         let thread = std::thread::Builder::new()
             .name("grace-journal".into())
-            .spawn(move || write(&mut writer, &received, &told, &changed))
+            .spawn(move || {
+                prompt();
+                write(&mut writer, &received, &told, &changed);
+            })
             .map_err(JournalError::Thread)?;
         Ok(Self {
             jobs: Mutex::new(Some(jobs)),

@@ -16,6 +16,7 @@ pub mod host;
 pub mod incident;
 pub mod journal;
 pub mod policy;
+pub mod prompt;
 pub mod recording;
 pub mod replay;
 pub mod safe_path;

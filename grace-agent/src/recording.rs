@@ -60,8 +60,7 @@ pub fn read(path: &Path) -> Result<(Config, Vec<Event>), ReadError> {
     let fail = |source| ReadError::Read { path: path.to_owned(), source };
     let mut lines = BufReader::new(File::open(path).map_err(fail)?).lines();
     let first = lines.next().transpose().map_err(fail)?.unwrap_or_default();
-    let header: Header =
-        serde_json::from_str(&first).map_err(|_| ReadError::NotARecording(path.to_owned()))?;
+    let header: Header = serde_json::from_str(&first).or(Err(ReadError::NotARecording(path.to_owned())))?;
     let mut events = Vec::new();
     let mut lines = lines.enumerate().peekable();
     while let Some((index, line)) = lines.next() {

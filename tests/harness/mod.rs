@@ -1,6 +1,6 @@
 //! A real agent for tests: the built binary with its own state folder and socket, driven through its command line.
 
-#![allow(dead_code, reason = "each test target uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test target uses its part")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests")]
 
 use std::fs;

@@ -2,7 +2,7 @@
 //!
 //! The methods block (they hash files, wait for the journal): the server calls them off its event loop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::broadcast;
 
@@ -69,9 +69,9 @@ pub trait Control: Send + Sync + 'static {
     fn verify(&self, paths: &[PathBuf]) -> Vec<VerifyView>;
     /// Put a version back, the current one if `at` is none; that version is the known-good from then on.
     /// Done in `observe` mode too: a person asked for it.
-    fn restore(&self, path: &PathBuf, at: Option<u64>, peer: Peer) -> PathAnswer;
+    fn restore(&self, path: &Path, at: Option<u64>, peer: Peer) -> PathAnswer;
     /// Do not own `path` any more. Its snapshots are dropped.
-    fn forget(&self, path: &PathBuf, peer: Peer) -> PathAnswer;
+    fn forget(&self, path: &Path, peer: Peer) -> PathAnswer;
     /// Start and supervise a process until `remove_process` (used by `grace inject`).
     fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError>;
     /// Stop supervising a process and end it.

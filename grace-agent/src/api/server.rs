@@ -262,7 +262,7 @@ async fn off<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> An
     tokio::task::spawn_blocking(call)
         .await
         .map(Json)
-        .map_err(|_| ControlError::Failed("the agent failed on this request; its log has more".into()))
+        .map_err(|err| ControlError::Failed(format!("the agent failed on this request: {err}")))
 }
 
 async fn try_off<T: Send + 'static>(

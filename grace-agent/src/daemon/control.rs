@@ -359,7 +359,7 @@ impl Control for Agent {
             .collect()
     }
 
-    fn restore(&self, path: &PathBuf, at: Option<u64>, peer: Peer) -> PathAnswer {
+    fn restore(&self, path: &Path, at: Option<u64>, peer: Peer) -> PathAnswer {
         let path = self.owned_name(path);
         let answer = Self::one(&path, self.put_back(&path, at));
         let result = answer.done.as_ref().or(answer.error.as_ref()).cloned().unwrap_or_default();
@@ -367,7 +367,7 @@ impl Control for Agent {
         answer
     }
 
-    fn forget(&self, path: &PathBuf, peer: Peer) -> PathAnswer {
+    fn forget(&self, path: &Path, peer: Peer) -> PathAnswer {
         let path = self.owned_name(path);
         let result = match self.executor.store.forget(&path) {
             Ok(0) => Err("not owned".to_owned()),

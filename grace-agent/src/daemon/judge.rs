@@ -69,7 +69,7 @@ impl Judge {
         }
         for effect in effects {
             match effect {
-                Effect::Firing(firing) => records.push(Record::Firing(firing)),
+                Effect::Firing(firing) => records.push(Record::Firing(Box::new(firing))),
                 Effect::Decision { firing, subject, action, admitted } => {
                     records.push(Record::Decision { at: event.at, firing, subject, action, admitted });
                 }

@@ -33,6 +33,7 @@ use crate::event::{Event, Exit, Kind};
 use crate::file_state::ContentKind;
 use crate::host;
 use crate::journal::Journal;
+use crate::prompt::prompt;
 use crate::recording::Recorder;
 use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Store, StoreError, Take};
@@ -78,6 +79,7 @@ fn serve(
         .worker_threads(1)
         .max_blocking_threads(64)
         .thread_name("grace-pool")
+        .on_thread_start(prompt)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
@@ -155,8 +157,10 @@ fn serve(
     executor.send(Kind::Start { boot_id, version: env!("CARGO_PKG_VERSION").to_owned(), next_firing });
     executor.send(Kind::Mode { mode: config.mode });
     let engine_stop = Arc::clone(&stop);
-    let engine_thread =
-        std::thread::Builder::new().name("grace-engine".into()).spawn(move || judge.run(&engine_stop))?;
+    let engine_thread = std::thread::Builder::new().name("grace-engine".into()).spawn(move || {
+        prompt();
+        judge.run(&engine_stop);
+    })?;
     journal.note("start", format!("grace {} started, mode {:?}", env!("CARGO_PKG_VERSION"), config.mode));
     for line in leftovers {
         journal.note("recovery", line);

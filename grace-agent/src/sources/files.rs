@@ -26,6 +26,7 @@ use crate::api::view::{Health, SourceView};
 use crate::clock;
 use crate::event::{Actor, Event, Kind, Timestamp, Via};
 use crate::file_state::{FileId, FileState, KnownGood};
+use crate::prompt::prompt;
 
 /// After a hint from the dirty probe, which fires before the data is there, the file is looked at again after these
 /// times. A store through a mapping gives no other sign.
@@ -38,6 +39,9 @@ const REST: u32 = 4;
 
 /// A writer seen longer ago than this is not taken for the author of a change noticed now.
 const STALE: Duration = Duration::from_secs(3);
+
+/// How long a change that the probe noticed waits for fanotify to name the process.
+const GRACE_FOR_NAME: Duration = Duration::from_micros(400);
 
 /// What the thread is told.
 enum Message {
@@ -139,7 +143,10 @@ pub fn start(
         stop: false,
     };
     watcher.tell_health();
-    let thread = std::thread::Builder::new().name("grace-files".into()).spawn(move || watcher.run())?;
+    let thread = std::thread::Builder::new().name("grace-files".into()).spawn(move || {
+        prompt();
+        watcher.run();
+    })?;
     Ok((files, thread))
 }
 
@@ -151,13 +158,30 @@ struct Watched {
     /// The inode that is watched.
     inode: Option<InodeKey>,
     marked: Option<FileId>,
-    /// Who was last seen to change it since it was last right, and when.
-    writer: Option<(Actor, Timestamp)>,
+    /// As of the last look.
+    stamp: Option<Stamp>,
+    /// Who was last seen to change it since it was last right.
+    writer: Option<Suspect>,
     /// Looks to come, earliest first, and how each was prompted.
     due: BTreeSet<(Timestamp, u8)>,
     /// Not before then: see [`REST`].
     rest_until: Timestamp,
+    /// The report has waited for the writer's name already.
+    waited: bool,
 }
+
+/// A process that was seen at a file.
+#[derive(Clone)]
+struct Suspect {
+    actor: Actor,
+    at: Timestamp,
+    /// True: it changed the file. The dirty probe alone does not tell: a first read dirties the inode, too. The file's
+    /// change time does, which no read moves.
+    sure: bool,
+}
+
+/// An inode and its change time.
+type Stamp = (u64, u64, i64, u64);
 
 struct Watcher {
     probes: Option<Arc<Probes>>,
@@ -250,7 +274,8 @@ impl Watcher {
                 let Some(watched) = self.files.get_mut(&path) else { return };
                 let now = clock::boottime();
                 if pid != std::process::id() && pid != 0 {
-                    watched.writer = Some((actor(self.probes.as_deref(), pid, None), now));
+                    let actor = actor(self.probes.as_deref(), pid, None);
+                    watched.writer = Some(Suspect { actor, at: now, sure: true });
                 }
                 watched.due.insert((now, via_rank(Via::Fanotify)));
             }
@@ -324,9 +349,11 @@ impl Watcher {
                     reported: None,
                     inode: None,
                     marked: None,
+                    stamp: None,
                     writer: None,
                     due,
                     rest_until: now,
+                    waited: false,
                 };
                 self.files.insert(path, watched);
                 self.tell_health();
@@ -343,8 +370,10 @@ impl Watcher {
                 if record.task.tgid == std::process::id() {
                     return;
                 }
-                watched.writer =
-                    Some((actor(self.probes.as_deref(), record.task.tgid, Some(&record.task)), now));
+                if watched.writer.as_ref().is_none_or(|w| now.since(w.at) > STALE) {
+                    let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
+                    watched.writer = Some(Suspect { actor, at: now, sure: false });
+                }
                 let rank = via_rank(Via::Probe);
                 watched.due.insert((now, rank));
                 watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
@@ -441,6 +470,16 @@ impl Watcher {
             watched.due.remove(&(at, rank));
             via = via.min(rank);
         }
+        let stamp = stamp_of(path);
+        if let Some(suspect) = &mut watched.writer
+            && !suspect.sure
+        {
+            suspect.sure = stamp.is_some() && stamp != watched.stamp;
+            if !suspect.sure {
+                watched.writer = None;
+            }
+        }
+        watched.stamp = stamp;
         let watch = clock::Stopwatch::start();
         let mut state = look(path, Some(&watched.known));
         // A new object at the path must be watched before it is judged, or a change between the two is missed.
@@ -475,9 +514,18 @@ impl Watcher {
             return;
         }
         let right = watched.known.drift(&state).is_empty() && !matches!(state, FileState::Unreadable { .. });
-        let writer = if right { watched.writer.take() } else { watched.writer.clone() };
+        let suspect = if right { watched.writer.take() } else { watched.writer.clone() };
         // Who touched the file long ago did not make a change that was noticed only now.
-        let writer = writer.filter(|(_, at)| clock::boottime().since(*at) < STALE).map(|(actor, _)| actor);
+        let now = clock::boottime();
+        let writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
+        if !right && writer.is_none() && via == via_rank(Via::Probe) && !watched.waited {
+            // The probe fires before the change, fanotify just after it: its word on who it was is about to come.
+            watched.waited = true;
+            watched.rest_until = now;
+            watched.due.insert((now.after(GRACE_FOR_NAME), via));
+            return;
+        }
+        watched.waited = false;
         watched.reported = Some(state.clone());
         self.send(Kind::FileSeen { path: path.to_owned(), state, writer, via: via_of(via) });
     }
@@ -498,7 +546,10 @@ impl Watcher {
             },
             detail: match &self.fanotify_why {
                 None if !self.tells_who => {
-                    format!("{files} files in {} folders, but without root it does not tell who", self.folders.len())
+                    format!(
+                        "{files} files in {} folders, but without root it does not tell who",
+                        self.folders.len()
+                    )
                 }
                 None => format!("{files} files in {} folders, with the process", self.folders.len()),
                 Some(why) => format!("{why}; inotify works, but does not tell who"),
@@ -532,6 +583,11 @@ impl Watcher {
 fn inode_key(id: FileId) -> InodeKey {
     let dev = (rustix::fs::major(id.dev) << 20) | (rustix::fs::minor(id.dev) & 0xf_ffff);
     InodeKey { dev, _pad: 0, ino: id.ino }
+}
+
+fn stamp_of(path: &Path) -> Option<Stamp> {
+    let stat = rustix::fs::lstat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec))
 }
 
 /// Order of preference for what a look is said to come from.

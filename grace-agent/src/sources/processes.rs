@@ -20,6 +20,7 @@ use super::ebpf::reader::Reader;
 use super::who::actor;
 use crate::clock;
 use crate::event::{Actor, Event, Exit, Kind, Timestamp};
+use crate::prompt::prompt;
 
 /// Lines of stderr kept as evidence, and bytes of each.
 const TAIL_LINES: usize = 10;
@@ -80,6 +81,7 @@ impl Processes {
         let weak = Arc::downgrade(&this);
         let fd = this.epoll.try_clone()?;
         std::thread::Builder::new().name("grace-processes".into()).spawn(move || {
+            prompt();
             let mut events = Vec::with_capacity(64);
             loop {
                 events.clear();

@@ -87,9 +87,8 @@ impl Trigger for HealthGap {
                 }
             },
             Kind::ProcessForgotten { name } => {
-                if self.processes.remove(name).is_some_and(|p| p.since.is_some()) {
-                    out.push(Verdict::Cleared(subject(name), "not owned any more".into()));
-                }
+                let held = self.processes.remove(name).and_then(|p| p.since);
+                out.extend(held.map(|_| Verdict::Cleared(subject(name), "not owned any more".into())));
             }
             Kind::ProcessStarted { name, pid } => {
                 if let Some(process) = self.processes.get_mut(name) {

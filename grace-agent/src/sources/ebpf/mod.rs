@@ -192,7 +192,6 @@ pod! {
 pub struct Probes {
     ebpf: Mutex<Ebpf>,
     views: Mutex<Vec<ProbeView>>,
-    /// While it exists the kernel measures the run time of all its BPF programs.
     inodes: Mutex<HashMap<MapData, PodInode, u32>>,
     tasks: Mutex<HashMap<MapData, u32, u32>>,
     procs: HashMap<MapData, u32, PodProc>,
@@ -219,7 +218,7 @@ impl AsFd for Ring {
 
 impl Ring {
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<RingEvent> {
+    pub fn take_event(&mut self) -> Option<RingEvent> {
         loop {
             let item = self.ring.next()?;
             let event = match grace_common::kind(&item) {
@@ -464,7 +463,7 @@ impl Probes {
         let mut attach = |name| -> Option<FdLink> {
             let program = program_mut(&mut ebpf, name).ok()?;
             let id = program.attach().ok()?;
-            FdLink::try_from(program.take_link(id).ok()?).ok()
+            Some(FdLink::from(program.take_link(id).ok()?))
         };
         // The exit side first: a start that no exit reads would be taken for the next cycle's.
         *links = attach("syscall_latency").zip(attach("syscall_enter")).map(|(exit, enter)| [enter, exit]);

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::{Probes, Ring, RingEvent, lock};
+use crate::prompt::prompt;
 use crate::sources::files::Files;
 
 /// Ends of processes that nobody has asked about yet; an older one is of no use to anybody.
@@ -46,6 +47,7 @@ impl Reader {
         };
         let this = Arc::downgrade(&reader);
         std::thread::Builder::new().name("grace-ring".into()).spawn(move || {
+            prompt();
             while let Some(reader) = this.upgrade() {
                 reader.drain();
                 drop(reader);
@@ -77,7 +79,7 @@ impl Reader {
     /// Takes everything out of the ring now.
     pub fn drain(&self) {
         let mut ring = lock(&self.ring);
-        while let Some(event) = ring.next() {
+        while let Some(event) = ring.take_event() {
             match event {
                 RingEvent::Dirty(record) => {
                     self.delivered[0].fetch_add(1, Ordering::Relaxed);
