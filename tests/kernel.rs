@@ -113,12 +113,37 @@ fn a_store_through_a_mapping_is_noticed_and_attributed() {
     let agent = Agent::start("");
     let path = agent.file("mapped.conf", GOOD);
     agent.ok(&["snapshot", path.to_str().unwrap()]);
-    let script = "import mmap,sys; f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0); m[0:6]=b'EVIL!!'; m.flush(); m.close()";
-    let pid = run("/usr/bin/python3", &["-c", script, path.to_str().unwrap()]);
+    // Another process: this very program, asked to run only the helper below.
+    let me = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(&me)
+        .args(["--exact", "helper_that_stores_through_a_mapping", "--nocapture"])
+        .env("GRACE_TEST_MAP", &path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    assert!(child.wait().unwrap().success());
     let firing = agent.wait_firing("mmap", |f| drift_of(&path)(f) && f["state"] == "cleared");
     assert_eq!(fs::read_to_string(&path).unwrap(), GOOD);
     assert_eq!(firing["writer"]["pid"], pid, "{firing:#}");
-    assert!(firing["writer"]["exe"].as_str().unwrap().contains("python3"), "{firing:#}");
+    assert_eq!(firing["writer"]["exe"], me.to_str().unwrap(), "{firing:#}");
+}
+
+/// Not a test: what the one above starts. Without its variable it does nothing.
+#[test]
+#[expect(unsafe_code, reason = "mapping a file is what is tried here")]
+fn helper_that_stores_through_a_mapping() {
+    use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync};
+    let Some(path) = std::env::var_os("GRACE_TEST_MAP") else { return };
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    // SAFETY: a fresh mapping of an open file that is longer than the six bytes stored; nobody cuts it meanwhile.
+    unsafe {
+        let map =
+            mmap(std::ptr::null_mut(), 4096, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+                .unwrap();
+        std::ptr::copy_nonoverlapping(b"EVIL!!".as_ptr(), map.cast(), 6);
+        msync(map, 4096, MsyncFlags::SYNC).unwrap();
+    }
 }
 
 #[test]
@@ -337,8 +362,10 @@ fn a_recording_replays_to_the_same_firings() {
 #[test]
 fn a_thousand_files_broken_at_once_are_all_restored() {
     let agent = Agent::start("");
+    // An emulated processor is some thirty times slower.
+    let files = if std::env::var_os("GRACE_GUEST").is_some() { 100 } else { 1000 };
     let paths: Vec<String> =
-        (0..1000).map(|n| agent.file(&format!("{n}.conf"), GOOD).to_string_lossy().into_owned()).collect();
+        (0..files).map(|n| agent.file(&format!("{n}.conf"), GOOD).to_string_lossy().into_owned()).collect();
     let mut args = vec!["snapshot"];
     args.extend(paths.iter().map(String::as_str));
     agent.ok(&args);
@@ -348,7 +375,7 @@ fn a_thousand_files_broken_at_once_are_all_restored() {
     wait_until("all restored", || paths.iter().all(|p| fs::read_to_string(p).is_ok_and(|c| c == GOOD)));
     wait_until("all cleared", || {
         let firings = agent.lines(&["firings", "--json", "--trigger", "config_drift"]);
-        firings.iter().filter(|f| f["state"] == "cleared" && f["writer"]["comm"] == "sed").count() == 1000
+        firings.iter().filter(|f| f["state"] == "cleared" && f["writer"]["comm"] == "sed").count() == files
     });
 }
 

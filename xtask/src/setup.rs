@@ -133,6 +133,7 @@ fn missing(part: Part) -> Vec<String> {
         },
         Part::Guests => {
             let mut packages: Vec<String> = [
+                tool("strace", "strace"),
                 tool("qemu-system-x86_64", "qemu-system-x86"),
                 unless(vm::busybox().is_some(), "busybox-static"),
                 tool("modprobe", "kmod"),
