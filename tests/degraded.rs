@@ -53,6 +53,35 @@ fn without_root_it_says_what_it_cannot_see_and_restores_by_inotify() {
 }
 
 #[test]
+fn without_btf_it_has_no_probes_but_fanotify_still_names_the_writer() {
+    let name = "without_btf_it_has_no_probes_but_fanotify_still_names_the_writer";
+    if !harness::root() {
+        harness::skip(name, "hiding the kernel's BTF needs root");
+        return;
+    }
+    // In a mount namespace of its own the agent finds an empty folder where the kernel's types were.
+    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    let unshare = program("unshare");
+    let agent = Agent::start_as("", "repair", &[&unshare, "-m", "sh", "-c", hide, "sh"]);
+    let status = agent.json(&["status", "--json"]);
+    for probe in status["probes"].as_array().unwrap() {
+        assert_eq!(probe["state"], "unsupported", "{status:#}");
+        assert!(probe["why"].as_str().unwrap().contains("BTF"), "{status:#}");
+    }
+    let path = agent.file("plain.conf", "good\n");
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    // It lives on, so that /proc can be asked who it is.
+    let script = "echo bad > \"$1\"; exec sleep 30";
+    let mut writer =
+        Command::new("/bin/sh").args(["-c", script, "sh", path.to_str().unwrap()]).spawn().unwrap();
+    let firing = agent.wait_firing("drift", |f| f["state"] == "cleared");
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    assert_eq!(firing["writer"]["pid"], writer.id(), "{firing:#}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "good\n");
+}
+
+#[test]
 fn a_second_agent_on_the_same_state_or_socket_is_refused() {
     let agent = Agent::start("");
     let again = |state: &str, socket: &str| {

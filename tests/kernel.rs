@@ -338,6 +338,31 @@ fn a_file_broken_while_no_agent_ran_is_restored_at_the_start() {
 }
 
 #[test]
+fn an_agent_killed_at_any_moment_leaves_the_old_or_the_good_file_and_the_next_start_mends_it() {
+    let mut agent = Agent::start("");
+    let path = agent.file("torn.conf", GOOD);
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    let rounds: u64 = if std::env::var_os("GRACE_GUEST").is_some() { 6 } else { 40 };
+    for round in 0..rounds {
+        // Never the same change twice: that would be a fight, rightly refused.
+        let bad = format!("broken {round}\n");
+        let other = agent.file("other", &bad);
+        fs::rename(&other, &path).unwrap();
+        // From at once to after the repair; the odd numbers hit different places in it.
+        std::thread::sleep(std::time::Duration::from_micros(round * 97));
+        agent.crash();
+        let left = fs::read_to_string(&path).unwrap();
+        assert!(left == bad || left == GOOD, "torn in round {round}: {left:?}");
+        agent.run();
+        wait_until("mended", || fs::read_to_string(&path).is_ok_and(|c| c == GOOD));
+    }
+    wait_until("nothing left beside it", || {
+        fs::read_dir(agent.path("etc")).unwrap().all(|e| e.unwrap().file_name() == "torn.conf")
+    });
+    assert!(agent.grace(&["verify"]).status.success());
+}
+
+#[test]
 fn a_recording_replays_to_the_same_firings() {
     let mut agent = Agent::start(WORKER);
     let path = agent.file("recorded.conf", GOOD);
