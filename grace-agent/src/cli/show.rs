@@ -146,6 +146,21 @@ fn subject(subject: &Subject) -> String {
     }
 }
 
+/// Whether a change of a firing is news for somebody who watches: it is over, or something was done, failed or is held.
+/// That it fired is told together with what followed, milliseconds later.
+#[must_use]
+pub fn worth_a_line(firing: &FiringView) -> bool {
+    let settled = |s| matches!(s, RungState::Done | RungState::Failed | RungState::Held);
+    let moved = firing.remedy.iter().any(|r| settled(r.state))
+        && !firing.remedy.iter().any(|r| r.state == RungState::Running);
+    firing.state != State::Holds || moved || firing.remedy.is_empty()
+}
+
+/// A number with its noun.
+fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 /// A firing in one line.
 #[must_use]
 pub fn firing_line(firing: &FiringView, color: bool) -> String {
@@ -267,10 +282,10 @@ pub fn boot_picture(status: &StatusView, color: bool) -> String {
     what_it_sees(status, false, color, &mut out);
     let _ = writeln!(
         out,
-        "  {:<10} {} files · {} processes{}",
+        "  {:<10} {} · {}{}",
         "owns",
-        status.files,
-        status.processes.len(),
+        count(status.files, "file", "files"),
+        count(status.processes.len(), "process", "processes"),
         match &status.config.file {
             Some(file) => format!(" · config {}", escape(&file.display().to_string())),
             None => " · no config file, defaults".to_owned(),
@@ -301,13 +316,25 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         micros(status.ready_us)
     );
     what_it_sees(status, blind, color, &mut out);
-    let _ = writeln!(out, "  {:<10} {} files · {} firing now", "owns", status.files, status.holds);
+    let _ = writeln!(
+        out,
+        "  {:<10} {} · {} firing now",
+        "owns",
+        count(status.files, "file", "files"),
+        status.holds
+    );
     for process in &status.processes {
         let state = match (process.pid, &process.since) {
             (Some(pid), Some(since)) => format!("pid {pid} since {since}"),
             _ => paint("not running", RED, color),
         };
-        let _ = writeln!(out, "  {:<10} {:<18} {state}, {} restarts", "", process.name, process.restarts);
+        let _ = writeln!(
+            out,
+            "  {:<10} {:<18} {state}, {}",
+            "",
+            process.name,
+            count(process.restarts as usize, "restart", "restarts")
+        );
     }
     let mut busiest: Vec<_> = status.syscalls.iter().filter(|s| s.calls > 0).collect();
     busiest.sort_by_key(|s| std::cmp::Reverse(s.calls));

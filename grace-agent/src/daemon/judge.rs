@@ -69,7 +69,11 @@ impl Judge {
         }
         for effect in effects {
             match effect {
-                Effect::Firing(firing) => records.push(Record::Firing(Box::new(firing))),
+                Effect::Firing(firing) => {
+                    // Of several states that one event led through, the last one counts.
+                    records.retain(|r| !matches!(r, Record::Firing(earlier) if earlier.id == firing.id));
+                    records.push(Record::Firing(Box::new(firing)));
+                }
                 Effect::Decision { firing, subject, action, admitted } => {
                     records.push(Record::Decision { at: event.at, firing, subject, action, admitted });
                 }

@@ -259,7 +259,7 @@ async fn until_told(
             _ = int.recv() => break,
             _ = hup.recv() => reload(options, agent, reloaded),
             firing = follow.recv() => match firing {
-                Ok(firing) if !options.quiet => print(&format!("{}\n", show::firing_line(&firing, options.color))),
+                Ok(firing) if !options.quiet && show::worth_a_line(&firing) => print(&format!("{}\n", show::firing_line(&firing, options.color))),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(n)) if !options.quiet => {
                     print(&format!("… {n} changes not shown: `grace firings` has them\n"));

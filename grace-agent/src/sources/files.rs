@@ -551,7 +551,7 @@ impl Watcher {
                         self.folders.len()
                     )
                 }
-                None => format!("{files} files in {} folders, with the process", self.folders.len()),
+                None => format!("{files} owned, with the process that changes them"),
                 Some(why) => format!("{why}; inotify works, but does not tell who"),
             },
         };
@@ -565,7 +565,7 @@ impl Watcher {
             detail: match (&self.inotify_why, self.inotify_folders.len()) {
                 (Some(why), _) => why.clone(),
                 (None, 0) => "not needed".into(),
-                (None, n) => format!("{n} folders that fanotify cannot watch"),
+                (None, n) => format!("on {n} that fanotify cannot watch"),
             },
         };
         let sweep = SourceView {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::error::NvmlError;
 
 use crate::api::view::{Health, SourceView};
 
@@ -32,7 +33,10 @@ pub fn inventory() -> SourceView {
 fn ask() -> (Health, String) {
     let nvml = match Nvml::init() {
         Ok(nvml) => nvml,
-        Err(err) => return (Health::Off, format!("no NVIDIA GPU: {err}")),
+        Err(NvmlError::LibloadingError(_)) => {
+            return (Health::Off, "no NVIDIA driver on this host (libnvidia-ml.so.1)".to_owned());
+        }
+        Err(err) => return (Health::Off, format!("the NVIDIA driver does not answer: {err}")),
     };
     let driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".into());
     let count = match nvml.device_count() {
