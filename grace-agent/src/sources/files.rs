@@ -18,7 +18,7 @@ use inotify::{Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 
-use super::ebpf::Probes;
+use super::ebpf::{Probes, kernel_dev};
 use super::fanotify::{Change, Fanotify};
 use super::look::look;
 use super::who::actor;
@@ -578,11 +578,8 @@ impl Watcher {
     }
 }
 
-/// `st_dev` as the kernel keeps it in `s_dev`, and the inode number. On btrfs and overlayfs the two devices differ,
-/// and the probe sees nothing there: fanotify and the sweep do.
 fn inode_key(id: FileId) -> InodeKey {
-    let dev = (rustix::fs::major(id.dev) << 20) | (rustix::fs::minor(id.dev) & 0xf_ffff);
-    InodeKey { dev, _pad: 0, ino: id.ino }
+    InodeKey { dev: kernel_dev(id.dev), _pad: 0, ino: id.ino }
 }
 
 fn stamp_of(path: &Path) -> Option<Stamp> {

@@ -6,6 +6,7 @@
 
 mod btf;
 pub mod reader;
+mod self_test;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -283,7 +284,7 @@ pub fn load() -> Result<(Probes, Ring), ProbeError> {
     for (nr, class) in (0u32..).zip(syscalls::classes()) {
         classes.set(nr, class, 0).map_err(|err| ProbeError::Map("SYSCALL_CLASS", Box::new(err)))?;
     }
-    let ring = Ring { ring: take(&mut ebpf, "EVENTS")?, undecoded: 0 };
+    let mut ring = Ring { ring: take(&mut ebpf, "EVENTS")?, undecoded: 0 };
     let inodes = Mutex::new(take(&mut ebpf, "INODES")?);
     let tasks = Mutex::new(take(&mut ebpf, "TASKS")?);
     let procs = take(&mut ebpf, "PROCS")?;
@@ -322,7 +323,15 @@ pub fn load() -> Result<(Probes, Ring), ProbeError> {
         latency: Mutex::new(None),
         latency_usable,
     };
+    self_test::run(&probes, &mut ring);
     Ok((probes, ring))
+}
+
+/// `st_dev` of user space as the kernel keeps it in `s_dev` (include/linux/kdev_t.h). On btrfs and overlayfs the two are
+/// different numbers altogether: the dirty probe sees nothing there, fanotify and the sweep do.
+#[must_use]
+pub fn kernel_dev(dev: u64) -> u32 {
+    (rustix::fs::major(dev) << 20) | (rustix::fs::minor(dev) & 0xf_ffff)
 }
 
 fn take<M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
