@@ -130,6 +130,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
          they restored when the power fails. All of them ran at the same time, each with files of its own, and were \
          asked in turn.",
     );
+    table.note(peers::versions(&["inotify-tools", "coreutils", "monit"]));
     Ok(table)
 }
 

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::{build, process};
-use report::Table;
+use report::{Strain, Table};
 
 /// Measures Grace beside its peers, and prints tables (needs root; all of it takes 8 minutes, --quick 2).
 ///
@@ -98,6 +98,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     for name in all.iter().filter(|name| args.only.is_empty() || args.only.contains(name)) {
         say(&format!("{name:?}…"));
         let this = Instant::now();
+        let strain = Strain::start();
         let table = match name {
             Name::Drift => drift::measure(&bench),
             Name::Restart => restart::measure(&bench),
@@ -107,7 +108,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Write => write::measure(&bench),
         };
         match table {
-            Ok(table) => {
+            Ok(mut table) => {
+                table.note(strain.note());
                 if !args.json {
                     println!("{}", table.markdown());
                 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::guard::{Guard, program, spawn, spawn_pipe};
 use crate::places::on_path;
-use crate::setup;
+use crate::{process, setup};
 
 /// The program `name`, from Debian's package `package` where it is missing; an error says why it cannot be had.
 pub(super) fn get(name: &str, package: &str) -> Result<PathBuf> {
@@ -16,6 +16,16 @@ pub(super) fn get(name: &str, package: &str) -> Result<PathBuf> {
         setup::install(&[package.to_owned()])?;
     }
     on_path(name).with_context(|| format!("{package} has no {name}"))
+}
+
+/// Which versions of these packages were measured, in words.
+pub(super) fn versions(packages: &[&str]) -> String {
+    let mut ask = process::program("dpkg-query");
+    ask.args(["-W", "-f", "${Package} ${Version}\\n"]).args(packages);
+    match process::text(&mut ask) {
+        Ok(text) => format!("Peers: {}.", text.replace('\n', ", ")),
+        Err(_) => "The peers' versions are not known here.".to_owned(),
+    }
 }
 
 /// Starts Monit in `dir`, which it looks at every second, with these checks.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -72,19 +73,30 @@ impl Table {
     pub(super) fn markdown(&self) -> String {
         let unit = self.unit;
         let mut out = format!("### {}\n\n", self.title);
-        let _ = writeln!(out, "| | median ({unit}) | p99 ({unit}) | n | ratio | target |");
-        out.push_str("|---|--:|--:|--:|--:|---|\n");
+        // What was measured once has nothing but a value.
+        let once = self.rows.iter().flat_map(|row| &row.found).all(|samples| samples.len() < 2);
+        out += &if once {
+            format!("| | {unit} | ratio | target |\n|---|--:|--:|---|\n")
+        } else {
+            format!("| | median ({unit}) | p99 ({unit}) | n | ratio | target |\n|---|--:|--:|--:|--:|---|\n")
+        };
         for row in &self.rows {
             let target = row.target.unwrap_or_default();
             let shown = match &row.found {
-                Err(why) => format!("not measured: {}", why.replace(['|', '\n'], " ")) + " | | | |",
+                Err(why) => {
+                    let rest = if once { " | |" } else { " | | | |" };
+                    format!("not measured: {}{rest}", why.replace(['|', '\n'], " "))
+                }
                 Ok(samples) => {
                     let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), short);
                     let times =
                         self.ratio(row).map_or_else(String::new, |ratio| format!("{} ×", short(ratio)));
-                    // Of a few samples the 99th percentile would only be the largest.
-                    let p99 = if samples.len() < 2 { None } else { samples.p99() };
-                    format!("{} | {} | {} | {times} |", number(samples.median()), number(p99), samples.len())
+                    let (median, p99) = (number(samples.median()), number(samples.p99()));
+                    if once {
+                        format!("{median} | {times} |")
+                    } else {
+                        format!("{median} | {p99} | {} | {times} |", samples.len())
+                    }
                 }
             };
             let _ = writeln!(out, "| {} | {shown} {target} |", row.who);
@@ -115,6 +127,42 @@ impl Table {
             })
             .collect();
         json!({ "name": self.name, "title": self.title, "unit": self.unit, "rows": rows, "notes": self.notes })
+    }
+}
+
+/// How busy the machine has been, to tell how much of a figure is noise.
+pub(super) struct Strain {
+    since: Instant,
+    before: [f64; 3],
+}
+
+impl Strain {
+    pub(super) fn start() -> Self {
+        Self { since: Instant::now(), before: Self::totals() }
+    }
+
+    /// What it was since then, in words.
+    pub(super) fn note(&self) -> String {
+        let wall = self.since.elapsed().as_secs_f64();
+        let now = Self::totals();
+        let [cpu, io, stolen] = [0, 1, 2].map(|at| (now[at] - self.before[at]) / wall * 100.0);
+        format!(
+            "Meanwhile, on the whole machine: something waited for a processor {cpu:.0} % of the time and for the \
+             disk {io:.0} %; the hypervisor took {stolen:.0} % of a core. This benchmark is a part of that."
+        )
+    }
+
+    /// Seconds: waited for a processor, for the disk, stolen.
+    fn totals() -> [f64; 3] {
+        let pressure = |what: &str| {
+            let text = fs::read_to_string(format!("/proc/pressure/{what}")).unwrap_or_default();
+            let total =
+                text.lines().next().and_then(|line| line.rsplit_once("total=")?.1.parse::<f64>().ok());
+            total.unwrap_or_default() / 1e6
+        };
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let steal = stat.split_whitespace().nth(8).and_then(|ticks| ticks.parse::<f64>().ok());
+        [pressure("cpu"), pressure("io"), steal.unwrap_or_default() / 100.0]
     }
 }
 
@@ -179,9 +227,19 @@ mod tests {
     #[test]
     fn a_table_for_the_readme() {
         let wanted = "### Some\n\n| | median (ms) | p99 (ms) | n | ratio | target |\n|---|--:|--:|--:|--:|---|\n\
-            | grace | 2.00 | – | 1 |  | < 3 |\n| peer | 6.00 | 7.00 | 2 | 3.00 × |  |\n\
+            | grace | 2.00 | 2.00 | 1 |  | < 3 |\n| peer | 6.00 | 7.00 | 2 | 3.00 × |  |\n\
             | none | not measured: not there   at all | | | |  |\n\nA note.\n";
         assert_eq!(table().markdown(), wanted);
+    }
+
+    #[test]
+    fn what_was_measured_once_is_a_value() {
+        let mut table = Table::new("some", "Some", "MiB");
+        table.row(Row::new("grace", [2.0].into_iter().collect()));
+        table.row(Row::missing("none", "why"));
+        let wanted = "### Some\n\n| | MiB | ratio | target |\n|---|--:|--:|---|\n\
+            | grace | 2.00 |  |  |\n| none | not measured: why | |  |\n";
+        assert_eq!(table.markdown(), wanted);
     }
 
     #[test]
