@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its caller")]
 #![expect(clippy::disallowed_methods, reason = "it starts compilers and guests, and times them")]
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod lint;
@@ -33,6 +34,7 @@ enum Task {
     Test(test::Args),
     Vm(vm::Args),
     Lint(lint::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(&args),
         Task::Vm(args) => vm::main(&args),
         Task::Lint(args) => lint::main(&args),
+        Task::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|err| {
         eprintln!("error: {err:#}");

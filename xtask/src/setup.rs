@@ -166,7 +166,7 @@ fn by_hand(packages: &[String]) -> String {
     }
 }
 
-fn install(packages: &[String]) -> Result<()> {
+pub(crate) fn install(packages: &[String]) -> Result<()> {
     static LISTS_ARE_NEW: AtomicBool = AtomicBool::new(false);
     if !process::is_root() || on_path("apt-get").is_none() {
         bail!("missing: {}; {}", packages.join(" "), by_hand(packages));

@@ -1,0 +1,203 @@
+//! `cargo xtask bench`: how long Grace takes and what it costs, beside the tools that do a part of its work.
+//!
+//! Peers and Grace take turns, so that whatever slows this machine meets all of them alike, and ratios are only
+//! ever formed within one run. Nothing here is a test: times are reported, never asserted.
+
+mod agent;
+mod drift;
+mod guard;
+mod idle;
+mod peers;
+mod report;
+mod restart;
+mod start;
+mod stats;
+mod syscall;
+mod write;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+use crate::{build, process};
+use report::{Strain, Table};
+
+/// Measures Grace beside its peers, and prints tables (needs root; all of it takes 8 minutes, --quick 2).
+///
+/// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
+/// supervisor, monit. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
+/// real disk: syncing is a part of what is measured.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fewer rounds and shorter ones
+    #[arg(long)]
+    quick: bool,
+    /// Only this benchmark (more than once: only these)
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Name>,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Measure this grace instead of building one
+    #[arg(long, value_name = "PATH")]
+    bin: Option<PathBuf>,
+}
+
+/// A benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// A config is changed: until it is as it was
+    Drift,
+    /// A process is killed: until it runs again
+    Restart,
+    /// The agent starts: until its probes are attached
+    Start,
+    /// What the agent takes while nothing happens
+    Idle,
+    /// What a system call costs more
+    Syscall,
+    /// What a write costs more
+    Write,
+}
+
+/// What every benchmark needs to know.
+struct Bench {
+    /// The agent's program.
+    grace: PathBuf,
+    quick: bool,
+}
+
+impl Bench {
+    /// How often: `all`, or `quick`.
+    fn rounds(&self, all: u32, quick: u32) -> u32 {
+        if self.quick { quick } else { all }
+    }
+}
+
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if !process::is_root() {
+        bail!("needs root: without it grace has no kernel probes, and those are what is measured");
+    }
+    let grace = match &args.bin {
+        Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
+        None => build::agent(true)?,
+    };
+    let bench = Bench { grace, quick: args.quick };
+    let all: &[Name] = <Name as clap::ValueEnum>::value_variants();
+    let began = Instant::now();
+    let host = report::host(&bench.grace)?;
+    if !args.json {
+        println!("{}\n", report::headline(&host));
+    }
+    let mut tables = Vec::new();
+    let mut complete = true;
+    for name in all.iter().filter(|name| args.only.is_empty() || args.only.contains(name)) {
+        say(&format!("{name:?}…"));
+        let this = Instant::now();
+        let strain = Strain::start();
+        let table = match name {
+            Name::Drift => drift::measure(&bench),
+            Name::Restart => restart::measure(&bench),
+            Name::Start => start::measure(&bench),
+            Name::Idle => idle::measure(&bench),
+            Name::Syscall => syscall::measure(&bench),
+            Name::Write => write::measure(&bench),
+        };
+        match table {
+            Ok(mut table) => {
+                table.note(strain.note());
+                if !args.json {
+                    println!("{}", table.markdown());
+                }
+                tables.push(table);
+            }
+            Err(err) => {
+                complete = false;
+                eprintln!("bench: {name:?}: {err:#}");
+            }
+        }
+        say(&format!("{name:?} took {:.0} s", this.elapsed().as_secs_f64()));
+    }
+    let took = began.elapsed().as_secs_f64();
+    if args.json {
+        let tables: Vec<_> = tables.iter().map(Table::json).collect();
+        println!("{:#}", json!({ "host": host, "quick": args.quick, "seconds": took, "benchmarks": tables }));
+    } else {
+        println!("All of it took {took:.0} s{}.", if args.quick { " (--quick)" } else { "" });
+    }
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Progress, for whoever waits.
+fn say(what: &str) {
+    eprintln!("bench: {what}");
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+fn now_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// `ns` nanoseconds in milliseconds.
+#[expect(clippy::cast_precision_loss, reason = "a measurement has no 53 bits")]
+fn ms(ns: i64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// What `count` calls took, in nanoseconds for each.
+#[expect(clippy::cast_precision_loss, reason = "a measurement has no 53 bits")]
+fn per(ns: i64, count: u32) -> f64 {
+    ns as f64 / f64::from(count)
+}
+
+/// The smallest of `pieces` measurements: everything else that runs on this machine only makes them larger.
+fn fastest(pieces: u32, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+    (0..pieces).try_fold(f64::INFINITY, |fastest, _| Ok(measure()?.min(fastest)))
+}
+
+/// How long an agent is left alone after its start, before something is measured.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Makes `count` files of `size` bytes, each with content of its own.
+fn fill(dir: &Path, count: usize, size: usize) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    (0..count)
+        .map(|number| {
+            let path = dir.join(format!("app-{number:03}.conf"));
+            fs::write(&path, content(number, size)).with_context(|| path.display().to_string())?;
+            Ok(path)
+        })
+        .collect()
+}
+
+/// Something like a config, told from every other by its number.
+fn content(number: usize, size: usize) -> Vec<u8> {
+    let line = format!("key_{number} = \"value {number}\"\n");
+    line.bytes().cycle().take(size).collect()
+}
+
+/// This thread on one core; dropped, on those where it was before.
+struct Pinned(rustix::thread::CpuSet);
+
+impl Pinned {
+    /// Pins this thread to the last core that it may use.
+    fn to_last() -> Result<Self> {
+        let before = rustix::thread::sched_getaffinity(None)?;
+        let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| before.is_set(*cpu));
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(last.context("no processor")?);
+        rustix::thread::sched_setaffinity(None, &only)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = rustix::thread::sched_setaffinity(None, &self.0);
+    }
+}
