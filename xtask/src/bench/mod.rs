@@ -26,7 +26,7 @@ use serde_json::json;
 use crate::{build, process};
 use report::{Strain, Table};
 
-/// Measures Grace beside its peers, and prints tables (needs root; all of it takes 8 minutes, --quick 2).
+/// Measures Grace beside its peers, and prints tables (needs root; about 5 minutes, --quick 1.5).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
 /// supervisor, monit. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
