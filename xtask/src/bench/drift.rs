@@ -108,9 +108,14 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
         if round % 100 == 0 {
             say(&format!("drift: round {round} of {rounds}"));
         }
-        all.iter_mut().try_for_each(|one| one.once(&aside))?;
-        floor.push(written_durably(&aside)?);
-        thread::sleep(PAUSE);
+        for at in super::shuffled(round, all.len() + 1) {
+            if let Some(one) = all.get_mut(at) {
+                one.once(&aside)?;
+            } else {
+                floor.push(written_durably(&aside)?);
+                thread::sleep(PAUSE);
+            }
+        }
     }
     drop(pinned);
     let mut table = Table::new("drift", "A 4 KiB config is changed: until its path reads as it should", "ms");
@@ -130,7 +135,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
         "Grace syncs what it restores before the path shows it. \"On disk\" is its own figure (`repaired_us`): from \
          the kernel's event to the end of the repair, its folder synced too. The loops without `sync` may lose what \
          they restored when the power fails. All of them ran at the same time, each with files of its own, and were \
-         asked in turn.",
+         asked in another order each round.",
     );
     table.note(peers::versions(&["inotify-tools", "coreutils", "monit"]));
     Ok(table)
