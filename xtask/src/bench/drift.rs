@@ -23,7 +23,10 @@ const CONFIG: &str = "[policy]\nhost_burst = 100000\n";
 /// Not restored within this time is not restored.
 const LIMIT_NS: i64 = 5_000_000_000;
 /// Between one change and the next.
-const PAUSE: Duration = Duration::from_millis(3);
+const PAUSE: Duration = Duration::from_millis(5);
+/// After one that is still syncing when its file is as it was, which would slow the next one down.
+const PAUSE_SYNC: Duration = Duration::from_millis(25);
+const FLOOR: &str = "(no repair: write + fsync + rename by this process alone)";
 const GRACE: [&str; 2] = ["Grace", "Grace, file replaced"];
 
 /// Who restores files, and how quickly so far.
@@ -35,20 +38,15 @@ struct Contender {
     next: usize,
     found: Samples,
     missed: u32,
+    pause: Duration,
     _running: Vec<Guard>,
 }
 
 impl Contender {
     fn new(who: &str, renamed: bool, files: Vec<PathBuf>, running: Vec<Guard>) -> Self {
-        Self {
-            who: who.to_owned(),
-            renamed,
-            files,
-            next: 0,
-            found: Samples::default(),
-            missed: 0,
-            _running: running,
-        }
+        let (who, found) = (who.to_owned(), Samples::default());
+        let pause = if who.contains(" sync ") { PAUSE_SYNC } else { PAUSE };
+        Self { who, renamed, files, next: 0, found, missed: 0, pause, _running: running }
     }
 
     /// Changes the next file and waits until it is as before.
@@ -60,7 +58,7 @@ impl Contender {
             Some(ns) => self.found.push(ms(ns)),
             None => self.missed += 1,
         }
-        thread::sleep(PAUSE);
+        thread::sleep(self.pause);
         Ok(())
     }
 
@@ -105,11 +103,19 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
     // What was started runs where it likes, this stays where it is.
     let pinned = super::Pinned::to_last()?;
     let aside = scratch.dir("rename")?;
+    let mut floor = Samples::default();
     for round in 0..rounds {
         if round % 100 == 0 {
             say(&format!("drift: round {round} of {rounds}"));
         }
-        all.iter_mut().try_for_each(|one| one.once(&aside))?;
+        for at in super::shuffled(round, all.len() + 1) {
+            if let Some(one) = all.get_mut(at) {
+                one.once(&aside)?;
+            } else {
+                floor.push(written_durably(&aside)?);
+                thread::sleep(PAUSE);
+            }
+        }
     }
     drop(pinned);
     let mut table = Table::new("drift", "A 4 KiB config is changed: until its path reads as it should", "ms");
@@ -124,11 +130,12 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
         missed.into_iter().for_each(|missed| table.note(missed));
     }
     absent.into_iter().for_each(|row| table.row(row));
+    table.row(Row::new(FLOOR, floor).beside(GRACE[0]));
     table.note(
         "Grace syncs what it restores before the path shows it. \"On disk\" is its own figure (`repaired_us`): from \
          the kernel's event to the end of the repair, its folder synced too. The loops without `sync` may lose what \
          they restored when the power fails. All of them ran at the same time, each with files of its own, and were \
-         asked in turn.",
+         asked in another order each round.",
     );
     table.note(peers::versions(&["inotify-tools", "coreutils", "monit"]));
     Ok(table)
@@ -187,6 +194,16 @@ fn restored(path: &Path, good: &[u8], aside: Option<&Path>) -> Result<Option<i64
             return Ok(None);
         }
     }
+}
+
+/// What the disk alone takes for a file of this size that is synced and put in place, in milliseconds.
+fn written_durably(dir: &Path) -> Result<f64> {
+    let (temp, path) = (dir.join("floor.new"), dir.join("floor"));
+    let began = now_ns();
+    fs::write(&temp, content(0, SIZE))?;
+    fs::File::open(&temp)?.sync_all()?;
+    fs::rename(&temp, &path)?;
+    Ok(ms(now_ns() - began))
 }
 
 /// What the agent says of its repairs of `files`.

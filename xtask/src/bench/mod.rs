@@ -26,7 +26,7 @@ use serde_json::json;
 use crate::{build, process};
 use report::{Strain, Table};
 
-/// Measures Grace beside its peers, and prints tables (needs root; all of it takes 8 minutes, --quick 2).
+/// Measures Grace beside its peers, and prints tables (needs root; about 5 minutes, --quick 1.5).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
 /// supervisor, monit. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
@@ -160,6 +160,21 @@ fn fastest(pieces: u32, mut measure: impl FnMut() -> Result<f64>) -> Result<f64>
     (0..pieces).try_fold(f64::INFINITY, |fastest, _| Ok(measure()?.min(fastest)))
 }
 
+/// The numbers below `count` in an order that depends on `round`: what one leaves behind for the next (caches, a
+/// disk still at work) then meets all alike, and a second run does the same.
+fn shuffled(round: u32, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    let mut state = u64::from(round) + 1;
+    // A sort by numbers that look random: splitmix64.
+    order.sort_by_cached_key(|_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    });
+    order
+}
+
 /// How long an agent is left alone after its start, before something is measured.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -199,5 +214,29 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = rustix::thread::sched_setaffinity(None, &self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{content, shuffled};
+
+    #[test]
+    fn every_order_has_all_and_they_differ() {
+        let orders: Vec<_> = (0..20).map(|round| shuffled(round, 8)).collect();
+        for order in &orders {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..8).collect::<Vec<_>>());
+        }
+        assert!(orders.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!((0..8).all(|one| orders.iter().any(|order| order[0] == one)), "each comes first some time");
+        assert_eq!(shuffled(3, 8), orders[3]);
+    }
+
+    #[test]
+    fn contents_differ() {
+        assert_eq!(content(1, 4096).len(), 4096);
+        assert_ne!(content(1, 4096), content(2, 4096));
     }
 }
