@@ -111,7 +111,7 @@ fn child(operation: &str, root: &Path) {
             let known = store.current_of(&path).unwrap().unwrap().known;
             let judged = look(&path, Some(&known)).id();
             mark();
-            let result = restore(&store, &state.quarantine(), &path, &known, judged, "f-1");
+            let result = restore(&store, &state.quarantine(), &path, &known, judged, "f-1", || ());
             println!("{result:?}");
         }
         "recover" => {
@@ -327,7 +327,7 @@ fn a_full_a_read_only_and_another_file_system(scene: &mut Scene) {
     let known = store.take(&scene.path(), Take::default()).unwrap().snapshot.known;
     let attempt = || {
         let judged = look(&scene.path(), Some(&known)).id();
-        restore(&store, &state.quarantine(), &scene.path(), &known, judged, "f-1")
+        restore(&store, &state.quarantine(), &scene.path(), &known, judged, "f-1", || ())
     };
 
     scene.write(OLD);
@@ -393,7 +393,7 @@ fn repair(scene: &Scene, state: &StateDir, store: &Store, call: &str) {
     let known = store.current_of(&scene.path()).unwrap().unwrap().known;
     let seen = look(&scene.path(), Some(&known));
     if !known.drift(&seen).is_empty() {
-        restore(store, &state.quarantine(), &scene.path(), &known, seen.id(), "f-2").unwrap();
+        restore(store, &state.quarantine(), &scene.path(), &known, seen.id(), "f-2", || ()).unwrap();
     }
     let drift = known.drift(&look(&scene.path(), Some(&known)));
     assert!(drift.is_empty(), "{call}: {drift:?}");

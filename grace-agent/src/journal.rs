@@ -154,9 +154,14 @@ impl Journal {
 
     /// Remembers `records`; `then` is called when they are durable, or cannot be and why.
     pub fn append(&self, records: Vec<Record>, then: Option<Then>) {
-        if let Some(jobs) = &*lock(&self.jobs) {
-            // Fails only after the thread has ended, with the agent.
-            drop(jobs.send(Job { records, then }));
+        let job = Job { records, then };
+        let refused = match &*lock(&self.jobs) {
+            Some(jobs) => jobs.send(job).err().map(|err| err.0),
+            None => Some(job),
+        };
+        // Only when the agent ends: nobody may be left waiting.
+        if let Some(then) = refused.and_then(|job| job.then) {
+            then(Err("the journal is closed".to_owned()));
         }
     }
 

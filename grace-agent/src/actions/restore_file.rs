@@ -103,7 +103,8 @@ pub struct Restored {
 }
 
 /// Puts `known` back at `path`. `judged` is the object that may be displaced; none where nothing lay there. `tag`
-/// names the cause (a firing's id) in the names of temporary and quarantined files.
+/// names the cause (a firing's id) in the names of temporary and quarantined files. `go` returns when the exchange may be
+/// made: the copy beside it is prepared meanwhile.
 ///
 /// # Errors
 /// See [`RestoreError`]: in all but the named cases the file is as it was.
@@ -114,12 +115,14 @@ pub fn restore(
     known: &KnownGood,
     judged: Option<FileId>,
     tag: &str,
+    go: impl FnOnce(),
 ) -> Result<Restored, RestoreError> {
     let watch = Stopwatch::start();
     let parent = Parent::open(path)?;
     let folder = parent.readable()?;
     let mut copy = Copy::create(&parent, tag)?;
     let mut notes = copy.fill(store, &parent, known)?;
+    go();
 
     let placed = match judged {
         Some(judged) => copy.exchange(&parent, judged),

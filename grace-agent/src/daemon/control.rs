@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::broadcast;
 
 use super::executor::{Executor, lock};
+use super::gate::Gate;
 use super::judge::Duties;
 use super::{declare, degraded};
 use crate::actions::start_process;
@@ -154,7 +155,7 @@ impl Agent {
         } else {
             // The watcher may be at it too: then the object that was judged is gone, and one of the two wins.
             let tag = format!("command-{}", wanted.id);
-            self.executor.restore(path, &wanted.known, seen.id(), &tag)?.quarantined
+            self.executor.restore(path, &wanted.known, seen.id(), &tag, &Gate::opened())?.quarantined
         };
         self.executor.own(path, wanted.known.clone());
         let done = format!("snapshot {} is in place and is the known-good state", wanted.id);

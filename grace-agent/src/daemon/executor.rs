@@ -1,7 +1,7 @@
 //! Carries out orders: the one place that maps the closed enum of actions to the verbs in `actions/`.
 //!
-//! Runs on blocking threads; an order is given here only after the journal holds its decision. Each ends as an
-//! `Outcome` event.
+//! Runs on blocking threads. What changes the host waits at the gate until the journal holds the decision. Each order
+//! ends as an `Outcome` event.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::gate::Gate;
 use crate::action::{Action, Order, Outcome};
 use crate::actions::restore_file::{self, Restored};
 use crate::actions::start_process::{self, Started};
@@ -45,9 +46,9 @@ pub(super) struct Executor {
 
 impl Executor {
     /// Carries out `order` and reports what became of it.
-    pub(super) fn perform(&self, order: Order) {
+    pub(super) fn perform(&self, order: Order, gate: &Gate) {
         let name = order.action.name();
-        let result = self.act(&order);
+        let result = self.act(&order, gate);
         match &result {
             Ok(done) => tracing::info!(action = name, subject = %order.subject, done, "repaired"),
             Err(why) => tracing::warn!(action = name, subject = %order.subject, why, "failed"),
@@ -67,12 +68,15 @@ impl Executor {
         }
     }
 
-    fn act(&self, order: &Order) -> Result<String, String> {
+    fn act(&self, order: &Order, gate: &Gate) -> Result<String, String> {
+        if !matches!(order.action, Action::RestoreFile { .. }) {
+            gate.pass();
+        }
         match &order.action {
             Action::RestoreFile { path, known, judged } => {
                 let tag =
                     order.firing.map_or_else(|| "command".to_owned(), |id| format!("{id}-{}", order.rung));
-                self.restore(path, known, *judged, &tag).map(|restored| describe_restored(&restored))
+                self.restore(path, known, *judged, &tag, gate).map(|restored| describe_restored(&restored))
             }
             Action::AcceptFile { path, reason } => self.accept(path, reason),
             Action::StartProcess { name } => self.start(name),
@@ -90,8 +94,9 @@ impl Executor {
         known: &KnownGood,
         judged: Option<FileId>,
         tag: &str,
+        gate: &Gate,
     ) -> Result<Restored, String> {
-        restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag)
+        restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag, || gate.pass())
             .map_err(|err| chain(&err))
     }
 

@@ -1,11 +1,12 @@
-//! The thread of the engine: events in, one at a time; effects to the journal; orders to the executor once the
-//! journal holds them.
+//! The thread of the engine: events in, one at a time; effects to the journal; orders to the executor, behind a gate
+//! that opens once the journal holds them.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::executor::{Executor, lock};
+use super::gate::Gate;
 use crate::action::Order;
 use crate::clock;
 use crate::config::Config;
@@ -83,20 +84,17 @@ impl Judge {
         if records.is_empty() && orders.is_empty() {
             return;
         }
-        let executor = Arc::clone(&self.executor);
-        let pool = self.pool.clone();
-        self.journal.append(
-            records,
-            // A journal that cannot be written is said in `status`; it is no reason to leave a host broken.
-            (!orders.is_empty()).then(|| -> Box<dyn FnOnce(Result<(), String>) + Send> {
-                Box::new(move |_durable| {
-                    for order in orders {
-                        let executor = Arc::clone(&executor);
-                        pool.spawn_blocking(move || executor.perform(order));
-                    }
-                })
-            }),
-        );
+        let gate = Gate::default();
+        let opener = gate.clone();
+        // A journal that cannot be written is said in `status`; it is no reason to leave a host broken.
+        let open = move |_durable: Result<(), String>| opener.open();
+        let then =
+            (!orders.is_empty()).then(|| -> Box<dyn FnOnce(Result<(), String>) + Send> { Box::new(open) });
+        self.journal.append(records, then);
+        for order in orders {
+            let (executor, gate) = (Arc::clone(&self.executor), gate.clone());
+            self.pool.spawn_blocking(move || executor.perform(order, &gate));
+        }
         *lock(&self.duties) = self.engine.duties();
     }
 }

@@ -6,6 +6,7 @@
 
 mod control;
 mod executor;
+mod gate;
 mod judge;
 mod upkeep;
 

@@ -3,6 +3,7 @@
 //! Everything here was chosen by the process itself or its parent: it is data, escaped where it is shown.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use grace_common::{Proc, Task};
@@ -16,7 +17,7 @@ pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
     let seen: Option<Proc> = probes.and_then(|p| p.proc(pid));
     let seen_task = task.copied().or(seen.map(|p| p.task));
     let proc = Path::new("/proc").join(pid.to_string());
-    let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
+    let status = read(&proc.join("status")).unwrap_or_default();
     let field =
         |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     // A pid that was used again names another process: believe /proc only where it agrees with the probe.
@@ -46,9 +47,17 @@ pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
     }
 }
 
+/// A small file of /proc in one read: they have no size that a growing buffer could go by.
+fn read(path: &Path) -> Option<String> {
+    let mut bytes = vec![0; 8 << 10];
+    let length = fs::File::open(path).ok()?.read(&mut bytes).ok()?;
+    bytes.truncate(length);
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The path in the unified hierarchy.
 fn cgroup(proc: &Path) -> Option<String> {
-    let text = fs::read_to_string(proc.join("cgroup")).ok()?;
+    let text = read(&proc.join("cgroup"))?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 

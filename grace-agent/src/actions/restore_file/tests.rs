@@ -48,7 +48,7 @@ impl Scene {
     }
 
     fn restore_judged(&self, judged: Option<FileId>) -> Result<Restored, RestoreError> {
-        restore(&self.store, &self.state.quarantine(), &self.path, &self.known, judged, "f-7")
+        restore(&self.store, &self.state.quarantine(), &self.path, &self.known, judged, "f-7", || ())
     }
 
     fn recover(&self) -> Vec<String> {
