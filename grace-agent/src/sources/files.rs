@@ -40,8 +40,9 @@ const REST: u32 = 4;
 /// A writer seen longer ago than this is not taken for the author of a change noticed now.
 const STALE: Duration = Duration::from_secs(3);
 
-/// How long a change that the probe noticed waits for fanotify to name the process.
-const GRACE_FOR_NAME: Duration = Duration::from_micros(400);
+/// A change that the probe noticed waits this long, at most so long in all, for fanotify to name the process: between a
+/// rename and its notification a process can lose the processor.
+const WAIT_FOR_NAME: [Duration; 2] = [Duration::from_micros(400), Duration::from_millis(8)];
 
 /// What the thread is told.
 enum Message {
@@ -166,8 +167,8 @@ struct Watched {
     due: BTreeSet<(Timestamp, u8)>,
     /// Not before then: see [`REST`].
     rest_until: Timestamp,
-    /// The report has waited for the writer's name already.
-    waited: bool,
+    /// Since when the report waits for the writer's name.
+    waits_since: Option<Timestamp>,
 }
 
 /// A process that was seen at a file.
@@ -353,7 +354,7 @@ impl Watcher {
                     writer: None,
                     due,
                     rest_until: now,
-                    waited: false,
+                    waits_since: None,
                 };
                 self.files.insert(path, watched);
                 self.tell_health();
@@ -518,14 +519,21 @@ impl Watcher {
         // Who touched the file long ago did not make a change that was noticed only now.
         let now = clock::boottime();
         let writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
-        if !right && writer.is_none() && via == via_rank(Via::Probe) && !watched.waited {
+        if !right
+            && writer.is_none()
+            && via == via_rank(Via::Probe)
+            && self.fanotify.is_some()
+            && self.tells_who
+        {
             // The probe fires before the change, fanotify just after it: its word on who it was is about to come.
-            watched.waited = true;
-            watched.rest_until = now;
-            watched.due.insert((now.after(GRACE_FOR_NAME), via));
-            return;
+            let since = *watched.waits_since.get_or_insert(now);
+            if now.since(since) < WAIT_FOR_NAME[1] {
+                watched.rest_until = now;
+                watched.due.insert((now.after(WAIT_FOR_NAME[0]), via));
+                return;
+            }
         }
-        watched.waited = false;
+        watched.waits_since = None;
         watched.reported = Some(state.clone());
         self.send(Kind::FileSeen { path: path.to_owned(), state, writer, via: via_of(via) });
     }
