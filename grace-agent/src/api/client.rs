@@ -1,6 +1,7 @@
 //! The asking side of the socket: what the command line and `inject` speak to the agent with.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -12,6 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::view::FiringView;
+
+/// A little longer than the server gives itself: its own words about it are better than ours.
+const TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Why the agent could not be asked, or did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,7 @@ impl Client {
 
     /// Every change of a firing from now on.
     pub async fn follow(&self) -> Result<Follow, ClientError> {
-        let (sender, response) = self.send(Method::GET, "/v1/firings/stream", Bytes::new()).await?;
+        let (sender, response) = in_time(self.send(Method::GET, "/v1/firings/stream", Bytes::new())).await?;
         if response.status() != StatusCode::OK {
             let status = response.status();
             return Err(problem(status, &collect(response).await?));
@@ -85,9 +89,11 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let (_connection, response) = self.send(method, path, body).await?;
-        let status = response.status();
-        let bytes = collect(response).await?;
+        let (status, bytes) = in_time(async {
+            let (_connection, response) = self.send(method, path, body).await?;
+            Ok((response.status(), collect(response).await?))
+        })
+        .await?;
         if !status.is_success() {
             return Err(problem(status, &bytes));
         }
@@ -122,6 +128,13 @@ impl Client {
         let response = sender.send_request(request).await.map_err(failed)?;
         Ok((sender, response))
     }
+}
+
+/// A hung agent must not hang whoever asks it.
+async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    tokio::time::timeout(TIMEOUT, answer).await.unwrap_or_else(|_elapsed| {
+        Err(ClientError::Failed(format!("nothing came within {} s", TIMEOUT.as_secs())))
+    })
 }
 
 async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {

@@ -1,59 +1,81 @@
-//! The listening side of the socket: HTTP/1.1 and JSON, for root and for the agent's own user only.
+//! The listening side: HTTP/1.1 on a Unix stream socket, one route a method of [`Control`].
 //!
-//! Routes map one to one to `control::Control`, which is called off the event loop because it blocks. What a peer can
-//! use up is bounded: connections, header time, body size, answer time.
+//! Whoever connects is root or the agent's own user, which the kernel says (SO_PEERCRED), not the client. Everything
+//! is bounded all the same: connections, headers, bodies, time. [`Control`] blocks, so it is called off the event
+//! loop.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Extension, Path as Segment, Query, Request, State};
 use axum::http::StatusCode;
-use axum::response::sse::{Event as Sse, KeepAlive};
-use axum::response::{IntoResponse, Response, Sse as SseResponse};
+use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use serde_json::json;
+use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError, FiringsQuery, Peer};
+use super::view::FiringView;
 use crate::config::Process;
 use crate::file_state::ContentKind;
 
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS: usize = 128;
-/// Largest request body, in bytes.
-const BODY: usize = 1 << 20;
-/// A request's head must have arrived by then.
-const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Connections served at the same time; one more waits until another ends.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a client may take to send its request's head, also between two requests of a connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take; streams are free once they have begun.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How large a request may be.
+const MAX_BODY: usize = 1024 * 1024;
+/// How long answers that are under way get at the end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many paths one request may name.
+const MAX_PATHS: usize = 10_000;
 
-/// Why the socket cannot be had.
+/// Why the socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another agent answers there.
-    #[error("another grace (pid {pid}) listens on the socket {path}: stop it, or name another one with --socket", path = .path.display())]
+    /// An agent answers there.
+    #[error("another grace (pid {pid}) listens on the socket {}: stop it, or name another one with --socket", path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
-        /// Its owner.
-        pid: String,
+        /// Whose it is; 0 where it lives in another pid namespace.
+        pid: u32,
     },
-    /// Something else lies there.
-    #[error("{path} exists and is not a socket: it is left alone; name another one with --socket", path = .0.display())]
-    NotASocket(PathBuf),
-    /// The system refuses.
-    #[error("cannot make the socket {path}: run as root, or name another one with --socket", path = .path.display())]
-    Refused {
-        /// The socket.
+    /// Something else lies there, and Grace deletes nothing that is not its own.
+    #[error("{} exists and is not a socket: it is left alone; name another one with --socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {doing} {}: run as root, or name another socket with --socket", path.display())]
+    Io {
+        /// Such as `create folder`.
+        doing: &'static str,
+        /// With what.
         path: PathBuf,
         /// Why.
         #[source]
@@ -61,119 +83,284 @@ pub enum BindError {
     },
 }
 
-/// Makes the socket, with mode 0600 from its first moment. The umask that does this belongs to the whole process: call
-/// it before any thread is started.
+/// Makes the socket, mode 0600 from its first moment.
+///
+/// The folder is made if only its last component is missing. A socket that nobody answers on is replaced; one that is answered on, or
+/// anything that is not a socket, is left alone.
 pub fn bind(path: &Path) -> Result<StdListener, BindError> {
-    let refused = |source| BindError::Refused { path: path.to_owned(), source };
-    match fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
-        Ok(_) => match StdStream::connect(path) {
-            Ok(stream) => {
-                let peer = rustix::net::sockopt::socket_peercred(&stream);
-                let pid = peer.map_or_else(|_| "unknown".to_owned(), |p| p.pid.as_raw_nonzero().to_string());
-                return Err(BindError::InUse { path: path.to_owned(), pid });
-            }
-            // Nobody listens any more: what a crashed agent left.
-            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(refused)?
-            }
-            Err(err) => return Err(refused(err)),
-        },
-        Err(_) => {
-            if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty() && !f.exists()) {
-                fs::create_dir(folder).map_err(refused)?;
-            }
-        }
+    let fail = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| BindError::Io { doing, path, source }
+    };
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match fs::DirBuilder::new().mode(0o755).create(folder) {
+        // Said again, because a strict umask would have made it unreadable for those who only ask where the agent is.
+        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
+            .map_err(fail("set the mode of folder", folder))?,
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(err) => return Err(fail("create folder", folder)(err)),
     }
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = StdListener::bind(path);
-    rustix::process::umask(before);
-    bound.map_err(refused)
+
+    // Two agents that start at once must not take each other's new socket for a stale one.
+    let lock = rustix::fs::open(
+        folder,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|err| fail("open folder", folder)(err.into()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+        .map_err(|err| fail("lock folder", folder)(err.into()))?;
+
+    match fs::symlink_metadata(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+        Err(err) => return Err(fail("look at", path)(err)),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(BindError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => match who_listens(path) {
+            Ok(pid) => return Err(BindError::InUse { path: path.to_owned(), pid }),
+            Err(Errno::CONNREFUSED) => {
+                fs::remove_file(path).map_err(fail("remove the stale socket", path))?;
+            }
+            Err(err) => return Err(fail("ask who listens on", path)(err.into())),
+        },
+    }
+
+    private_listener(path).map_err(|err| fail("listen on", path)(err.into()))
 }
 
-/// Serves until `shutdown` is ready. Peers other than root and `owner` (a user id) get 403.
+/// Process id of whoever listens on the socket at `path`; 0 where it cannot be told.
+fn who_listens(path: &Path) -> rustix::io::Result<u32> {
+    // Not blocking: an agent that hangs with a full queue is there all the same.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Ok(0),
+        Err(err) => return Err(err),
+    }
+    Ok(net::sockopt::socket_peercred(&socket).map_or(0, |peer| peer.pid.as_raw_pid().unsigned_abs()))
+}
+
+/// A listening socket whose file is 0600 from birth: Linux gives the file the mode that the unbound socket has
+/// (`unix_bind_bsd` in net/unix/af_unix.c), which other than the umask is nobody else's.
+fn private_listener(path: &Path) -> rustix::io::Result<StdListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, 128)?;
+    Ok(StdListener::from(socket))
+}
+
+/// Serves `control` on `listener` until `shutdown` is ready: then streams end, and answers under way get two seconds.
 pub async fn serve(
     listener: UnixListener,
     control: Arc<dyn Control>,
-    owner: u32,
-    shutdown: impl Future<Output = ()>,
+    owner_uid: u32,
+    shutdown: impl Future<Output = ()> + Send,
 ) {
-    let router = router(control);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let (ending, ended) = watch::channel(false);
+    let app = router(Shared { control, owner_uid, ended: ended.clone() });
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
+
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = tokio::select! {
-            () = &mut shutdown => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(err) => {
-                    // Out of descriptors, for example: it passes.
-                    tracing::warn!(%err, "a connection cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
+        while connections.try_join_next().is_some() {}
+        // The slot first: a client beyond the last one waits in the kernel's queue and costs nothing.
+        let next = async {
+            // The semaphore is never closed.
+            let slot = Arc::clone(&slots).acquire_owned().await.ok();
+            (listener.accept().await, slot)
+        };
+        let (accepted, slot) = tokio::select! {
+            () = &mut shutdown => break,
+            next = next => next,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(err) => {
+                // Out of file descriptors, most likely: serving goes on, but not in a tight loop.
+                tracing::warn!(error = %err, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(peer) = stream.peer_cred() else { continue };
+        let peer = Peer { pid: peer.pid().map_or(0, i32::unsigned_abs), uid: peer.uid() };
+        let service = TowerToHyperService::new(app.clone().layer(Extension(peer)));
+        let mut ended = ended.clone();
+        connections.spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(64 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let result = tokio::select! {
+                result = &mut connection => result,
+                () = over(&mut ended) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
                 }
-            },
-        };
-        let router = match peer(&stream) {
-            Some(peer) if peer.uid == 0 || peer.uid == owner => router.clone().layer(Extension(peer)),
-            _ => Router::new().fallback(|| async {
-                refusal(StatusCode::FORBIDDEN, "only root and the agent's own user may use this socket")
-            }),
-        };
-        tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(64 << 10);
-            let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
-            if let Err(err) = served {
-                tracing::debug!(%err, "a connection ended badly");
+            };
+            if let Err(err) = result {
+                tracing::debug!(error = %err, pid = peer.pid, "connection ended early");
             }
             drop(slot);
         });
     }
-}
 
-fn peer(stream: &UnixStream) -> Option<Peer> {
-    let cred = stream.peer_cred().ok()?;
-    Some(Peer { pid: cred.pid().and_then(|p| u32::try_from(p).ok()).unwrap_or(0), uid: cred.uid() })
-}
-
-#[derive(Serialize)]
-struct Problem<'a> {
-    error: &'a str,
-}
-
-fn refusal(status: StatusCode, why: &str) -> Response {
-    (status, Json(Problem { error: why })).into_response()
-}
-
-impl IntoResponse for ControlError {
-    fn into_response(self) -> Response {
-        let status = match &self {
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::Bad(_) => StatusCode::BAD_REQUEST,
-            Self::Refused(_) => StatusCode::FORBIDDEN,
-            Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        refusal(status, &self.to_string())
+    drop(listener);
+    // Nobody listens where no connection is open.
+    ending.send(true).unwrap_or_default();
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        tracing::debug!("answers that were still under way are dropped");
     }
 }
 
-type Shared = State<Arc<dyn Control>>;
-type Answer<T> = Result<Json<T>, ControlError>;
+/// Waits for the end of serving, or of the server itself.
+async fn over(ended: &mut watch::Receiver<bool>) {
+    drop(ended.wait_for(|ended| *ended).await);
+}
 
-/// Body of `POST /v1/snapshot`.
+#[derive(Clone)]
+struct Shared {
+    control: Arc<dyn Control>,
+    owner_uid: u32,
+    ended: watch::Receiver<bool>,
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/firings", get(firings))
+        .route("/v1/firings/stream", get(stream))
+        .route("/v1/explain/{what}", get(explain))
+        .route("/v1/triggers", get(triggers))
+        .route("/v1/snapshots", get(snapshots))
+        .route("/v1/snapshot", post(snapshot))
+        .route("/v1/verify", post(verify))
+        .route("/v1/restore", post(restore))
+        .route("/v1/forget", post(forget))
+        .route("/v1/processes", post(add_process))
+        .route("/v1/processes/{name}", delete(remove_process))
+        .route("/v1/tasks", get(tasks))
+        .route("/v1/config", get(config))
+        .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
+        .method_not_allowed_fallback(async || {
+            Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(shared.clone(), only_root_and_owner))
+        .with_state(shared)
+}
+
+async fn only_root_and_owner(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if peer.uid == 0 || peer.uid == shared.owner_uid {
+        return next.run(request).await;
+    }
+    tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a request");
+    let owner = shared.owner_uid;
+    Failure(StatusCode::FORBIDDEN, format!("uid {} may not ask this agent: only 0 and {owner} may", peer.uid))
+        .into_response()
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_elapsed| {
+        let why =
+            format!("no answer within {} s; what was asked may still be done", REQUEST_TIMEOUT.as_secs());
+        Failure(StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    })
+}
+
+async fn status(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| Ok(control.status())).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FiringsParams {
+    since_s: Option<u64>,
+    trigger: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn firings(
+    State(shared): State<Shared>,
+    params: Result<Query<FiringsParams>, QueryRejection>,
+) -> Answer {
+    let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
+    let query = FiringsQuery { since_s: params.since_s, trigger: params.trigger, limit: params.limit };
+    shared.ask(move |control| control.firings(&query)).await
+}
+
+async fn stream(State(shared): State<Shared>) -> Response {
+    // Subscribed before the answer's head goes out: a client that has it misses nothing from then on.
+    let changes = shared.control.follow();
+    let events =
+        futures_util::stream::unfold((changes, shared.ended), |(mut changes, mut ended)| async move {
+            let event = tokio::select! {
+                () = over(&mut ended) => None,
+                event = next_event(&mut changes) => event,
+            }?;
+            Some((Ok::<_, Infallible>(event), (changes, ended)))
+        });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}
+
+async fn next_event(changes: &mut broadcast::Receiver<FiringView>) -> Option<Event> {
+    match changes.recv().await {
+        Ok(firing) => Some(Event::default().json_data(&firing).unwrap_or_else(|err| {
+            // A path that is not UTF-8 cannot be told in JSON; that something happened can.
+            Event::default().event("error").data(err.to_string())
+        })),
+        Err(RecvError::Lagged(lost)) => Some(Event::default().event("lost").data(lost.to_string())),
+        Err(RecvError::Closed) => None,
+    }
+}
+
+async fn explain(State(shared): State<Shared>, Segment(what): Segment<String>) -> Answer {
+    shared.ask(move |control| control.explain(&what)).await
+}
+
+async fn triggers(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| Ok(control.triggers())).await
+}
+
+async fn snapshots(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| control.snapshots()).await
+}
+
+/// The body of `POST /v1/snapshot`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotRequest {
     /// Absolute paths.
     pub paths: Vec<PathBuf>,
-    /// What kind of content.
+    /// What kind of content; none: as it was, config for a new one.
     #[serde(default)]
     pub kind: Option<ContentKind>,
 }
 
-/// Body of `POST /v1/verify`.
+async fn snapshot(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let SnapshotRequest { paths, kind } = parse(body)?;
+    check_paths(&paths)?;
+    shared.ask(move |control| Ok(control.snapshot(&paths, kind, peer))).await
+}
+
+/// The body of `POST /v1/verify`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathsRequest {
@@ -181,7 +368,13 @@ pub struct PathsRequest {
     pub paths: Vec<PathBuf>,
 }
 
-/// Body of `POST /v1/restore` and `POST /v1/forget`.
+async fn verify(State(shared): State<Shared>, body: Body) -> Answer {
+    let PathsRequest { paths } = parse(body)?;
+    check_paths(&paths)?;
+    shared.ask(move |control| Ok(control.verify(&paths))).await
+}
+
+/// The body of `POST /v1/restore` and `POST /v1/forget`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathRequest {
@@ -192,94 +385,142 @@ pub struct PathRequest {
     pub at: Option<u64>,
 }
 
-#[derive(Deserialize)]
-struct FiringsParams {
-    since_s: Option<u64>,
-    trigger: Option<String>,
-    limit: Option<usize>,
+async fn restore(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let PathRequest { path, at } = parse(body)?;
+    check_paths(std::slice::from_ref(&path))?;
+    shared.ask(move |control| Ok(control.restore(&path, at, peer))).await
 }
 
-fn router(control: Arc<dyn Control>) -> Router {
-    Router::new()
-        .route("/v1/status", get(|State(c): Shared| off(move || c.status())))
-        .route("/v1/triggers", get(|State(c): Shared| off(move || c.triggers())))
-        .route("/v1/config", get(|State(c): Shared| off(move || c.config())))
-        .route(
-            "/v1/firings",
-            get(|State(c): Shared, Query(q): Query<FiringsParams>| {
-                let query = FiringsQuery { since_s: q.since_s, trigger: q.trigger, limit: q.limit };
-                try_off(move || c.firings(&query))
-            }),
-        )
-        .route("/v1/firings/stream", get(stream))
-        .route(
-            "/v1/explain/{what}",
-            get(|State(c): Shared, UrlPath(what): UrlPath<String>| try_off(move || c.explain(&what))),
-        )
-        .route("/v1/snapshots", get(|State(c): Shared| try_off(move || c.snapshots())))
-        .route(
-            "/v1/snapshot",
-            post(|State(c): Shared, Extension(peer): Extension<Peer>, Json(r): Json<SnapshotRequest>| {
-                off(move || c.snapshot(&r.paths, r.kind, peer))
-            }),
-        )
-        .route(
-            "/v1/verify",
-            post(|State(c): Shared, Json(r): Json<PathsRequest>| off(move || c.verify(&r.paths))),
-        )
-        .route(
-            "/v1/restore",
-            post(|State(c): Shared, Extension(peer): Extension<Peer>, Json(r): Json<PathRequest>| {
-                off(move || c.restore(&r.path, r.at, peer))
-            }),
-        )
-        .route(
-            "/v1/forget",
-            post(|State(c): Shared, Extension(peer): Extension<Peer>, Json(r): Json<PathRequest>| {
-                off(move || c.forget(&r.path, peer))
-            }),
-        )
-        .route(
-            "/v1/processes",
-            post(|State(c): Shared, Extension(peer): Extension<Peer>, Json(process): Json<Process>| {
-                try_off(move || c.add_process(process, peer))
-            }),
-        )
-        .route(
-            "/v1/processes/{name}",
-            delete(|State(c): Shared, Extension(peer): Extension<Peer>, UrlPath(name): UrlPath<String>| {
-                try_off(move || c.remove_process(&name, peer))
-            }),
-        )
-        .route("/v1/tasks", get(|State(c): Shared| try_off(move || c.tasks())))
-        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "no such route; see `grace --help`") })
-        .layer(DefaultBodyLimit::max(BODY))
-        .with_state(control)
+async fn forget(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let PathRequest { path, at: _ } = parse(body)?;
+    check_paths(std::slice::from_ref(&path))?;
+    shared.ask(move |control| Ok(control.forget(&path, peer))).await
 }
 
-/// `call` on a blocking thread.
-async fn off<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
-    tokio::task::spawn_blocking(call)
-        .await
-        .map(Json)
-        .map_err(|err| ControlError::Failed(format!("the agent failed on this request: {err}")))
+async fn add_process(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let process: Process = parse(body)?;
+    shared.ask(move |control| control.add_process(process, peer)).await
 }
 
-async fn try_off<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, ControlError> + Send + 'static,
-) -> Answer<T> {
-    off(call).await.and_then(|Json(result)| result.map(Json))
+async fn remove_process(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Segment(name): Segment<String>,
+) -> Answer {
+    shared.ask(move |control| control.remove_process(&name, peer)).await
 }
 
-/// Every change of a firing, as server-sent events. A reader that is too slow is told how many it missed.
-async fn stream(State(control): Shared) -> impl IntoResponse {
-    let events = futures_util::stream::unfold(control.follow(), |mut follow| async move {
-        let event = match follow.recv().await {
-            Ok(firing) => Sse::default().json_data(firing).ok()?,
-            Err(RecvError::Lagged(n)) => Sse::default().event("lost").data(n.to_string()),
-            Err(RecvError::Closed) => return None,
+async fn tasks(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| control.tasks()).await
+}
+
+async fn config(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| Ok(control.config())).await
+}
+
+type Answer = Result<Response, Failure>;
+type Body = Result<Bytes, BytesRejection>;
+
+/// An error as the client sees it: `{"error": "…"}`.
+struct Failure(StatusCode, String);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(err: ControlError) -> Self {
+        let status = match &err {
+            ControlError::NotFound(_) => StatusCode::NOT_FOUND,
+            ControlError::Bad(_) => StatusCode::BAD_REQUEST,
+            ControlError::Refused(_) => StatusCode::FORBIDDEN,
+            ControlError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Some((Ok::<_, Infallible>(event), follow))
-    });
-    SseResponse::new(events).keep_alive(KeepAlive::default())
+        Self(status, err.to_string())
+    }
+}
+
+impl Shared {
+    /// Asks off the event loop and makes the answer there, too: a long list takes its time.
+    async fn ask<T: Serialize + Send + 'static>(
+        self,
+        question: impl FnOnce(&dyn Control) -> Result<T, ControlError> + Send + 'static,
+    ) -> Answer {
+        let failed = |why: String| Failure(StatusCode::INTERNAL_SERVER_ERROR, why);
+        let answered = tokio::task::spawn_blocking(move || {
+            let answer = question(&*self.control)?;
+            serde_json::to_vec(&answer)
+                .map_err(|err| failed(format!("the answer cannot be told in JSON: {err}")))
+        });
+        // A panic in one answer is that answer's end, not the agent's.
+        let bytes = answered.await.map_err(|err| failed(format!("the agent failed to answer: {err}")))??;
+        Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], bytes).into_response())
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+    let bytes = body.map_err(|err| Failure(err.status(), err.body_text()))?;
+    serde_json::from_slice(&bytes).map_err(|err| {
+        Failure(StatusCode::BAD_REQUEST, format!("the request is not what this route takes: {err}"))
+    })
+}
+
+fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
+    let bad = |why| Err(Failure(StatusCode::BAD_REQUEST, why));
+    if paths.len() > MAX_PATHS {
+        return bad(format!("{} paths at once are too many: at most {MAX_PATHS}", paths.len()));
+    }
+    for path in paths {
+        if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) {
+            return bad(format!("`{}` is not an absolute path", path.to_string_lossy().escape_debug()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn reason(err: &BindError) -> String {
+        err.to_string()
+    }
+
+    #[test]
+    fn a_socket_is_private_from_birth_and_replaces_only_what_is_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/grace.sock");
+
+        let first = bind(&path).unwrap();
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o755);
+
+        let err = bind(&path).unwrap_err();
+        let expected =
+            format!("another grace (pid {}) listens on the socket {}", std::process::id(), path.display());
+        assert!(reason(&err).starts_with(&expected), "{err}");
+        assert!(UnixStream::connect(&path).is_ok(), "the first one still listens");
+
+        drop(first);
+        let _second = bind(&path).expect("nobody answers on the file that stayed behind");
+
+        let other = dir.path().join("file");
+        fs::write(&other, "precious").unwrap();
+        assert!(matches!(bind(&other), Err(BindError::NotASocket { .. })));
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(bind(&link), Err(BindError::NotASocket { .. })), "a link is not followed");
+
+        let deep = dir.path().join("no/such/grace.sock");
+        assert!(reason(&bind(&deep).unwrap_err()).starts_with("cannot create folder"));
+        assert!(!dir.path().join("no").exists());
+    }
 }

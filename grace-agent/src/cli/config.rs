@@ -91,8 +91,7 @@ fn show(config: &config::Config, json: bool, out: &mut Out) -> Result<(), Failur
     if json {
         return out.document(config);
     }
-    let text = toml::to_string(config).map_err(|err| Failure::Other(err.into()))?;
-    out.line(text.trim_end())
+    out.line(config.to_toml().trim_end())
 }
 
 fn chain(err: &dyn std::error::Error) -> String {

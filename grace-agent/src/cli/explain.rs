@@ -70,11 +70,11 @@ impl Explain {
         }
         out.line(&paint(&explain.trigger, "1", out.color))?;
         for line in explain.help.lines() {
-            out.line(&format!("  {line}"))?;
+            out.line(&format!("  {}", escape(line)))?;
         }
         out.line(&format!("  Settings ([triggers.{}]):", explain.trigger))?;
         for line in explain.settings.lines() {
-            out.line(&format!("    {line}"))?;
+            out.line(&format!("    {}", escape(line)))?;
         }
         for firing in &explain.holds {
             out.line(&firing_line(firing, out.color))?;

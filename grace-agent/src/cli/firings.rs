@@ -29,7 +29,8 @@ pub struct Firings {
 impl Firings {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
         let mut query = vec!["limit=10000".to_owned()];
-        query.extend(self.since.map(|since| format!("since_s={}", since.as_secs())));
+        // Up to the next second: `--since 500ms` must not mean none.
+        query.extend(self.since.map(|since| format!("since_s={}", since.as_millis().div_ceil(1000))));
         query.extend(self.trigger.as_ref().map(|name| format!("trigger={}", segment(name))));
         let path = format!("/v1/firings?{}", query.join("&"));
         with_agent(&global.socket, async |agent| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ask::{Failure, with_agent};
 use super::show::{Out, escape, micros};
@@ -26,11 +27,18 @@ use crate::firing::{RungState, State, Subject};
 /// A repair that takes longer did not hold.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A private agent that needs longer to end is killed.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// Arguments of `grace inject`.
 #[derive(Debug, Args)]
 pub struct Inject {
     /// The trigger that shall fire
-    trigger: Fault,
+    #[arg(required_unless_present = "list")]
+    trigger: Option<Fault>,
+    /// The triggers that a fault can be made for
+    #[arg(long, conflicts_with = "trigger")]
+    list: bool,
     /// One JSON object a line: the steps
     #[arg(long)]
     json: bool,
@@ -77,47 +85,90 @@ impl Teller<'_> {
 
 impl Inject {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        let Some(fault) = self.trigger else {
+            for fault in Fault::value_variants().iter().filter_map(ValueEnum::to_possible_value) {
+                let help = fault.get_help().map(ToString::to_string).unwrap_or_default();
+                out.line(&format!("{:<14} {help}", fault.get_name()))?;
+            }
+            return Ok(0);
+        };
         let scratch = Scratch::new()?;
         let mut teller = Teller { out, json: self.json, fault: None };
         let running =
             with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
-        let private;
+        let mut private = None;
         let socket = match running {
             Ok(status) if status.mode == Mode::Repair => {
                 teller.tell("agent", &format!("pid {} at {}", status.pid, global.socket.display()))?;
                 global.socket.clone()
             }
             Ok(_) | Err(Failure::Client(ClientError::NoAgent(_) | ClientError::Denied(_))) => {
-                private = Private::start(&scratch.0)?;
+                let agent = private.insert(Private::start(&scratch.0)?);
                 let why = if running.is_ok() {
                     "the running one only observes"
                 } else {
                     "none answers at the socket"
                 };
-                teller.tell("agent", &format!("a private one, pid {}: {why}", private.0.id()))?;
+                teller.tell("agent", &format!("a private one, pid {}: {why}", agent.0.id()))?;
                 scratch.socket()
             }
             Err(err) => return Err(err),
         };
         with_agent(&socket, async |agent| {
-            // A private agent needs a moment until it answers.
-            let began = Stopwatch::start();
-            while let Err(err) = agent.get::<StatusView>("/v1/status").await {
-                if began.elapsed() > PATIENCE {
-                    return Err(err.into());
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            match self.trigger {
-                Fault::ConfigDrift => config_drift(&agent, &scratch.0, &mut teller).await,
-                Fault::HealthGap => health_gap(&agent, &mut teller).await,
+            let mut stop = Stop::new()?;
+            stop.or(answers(&agent, private.as_mut())).await?;
+            match fault {
+                Fault::ConfigDrift => config_drift(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::HealthGap => health_gap(&agent, &mut teller, &mut stop).await,
             }
         })?;
         Ok(0)
     }
 }
 
-async fn config_drift(agent: &Client, scratch: &Path, teller: &mut Teller<'_>) -> Result<(), Failure> {
+/// Waits until the agent answers: a private one needs a moment.
+async fn answers(agent: &Client, mut private: Option<&mut Private>) -> Result<(), Failure> {
+    let began = Stopwatch::start();
+    while let Err(err) = agent.get::<StatusView>("/v1/status").await {
+        if let Some(status) = private.as_mut().and_then(|p| p.0.try_wait().ok().flatten()) {
+            return Err(Failure::Other(anyhow!("the private agent ended before it answered: {status}")));
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(err.into());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Whether somebody wants this to end. What was begun is cleared up then as at any other end.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// `work`, unless the end comes first.
+    async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            done = work => done,
+            _ = self.interrupt.recv() => Err(Failure::No("interrupted".to_owned())),
+            _ = self.terminate.recv() => Err(Failure::No("interrupted".to_owned())),
+        }
+    }
+}
+
+async fn config_drift(
+    agent: &Client,
+    scratch: &Path,
+    teller: &mut Teller<'_>,
+    stop: &mut Stop,
+) -> Result<(), Failure> {
     let path = scratch.join("app.conf");
     let good = "listen = 8080\nworkers = 4\n";
     fs::write(&path, good).with_context(|| format!("cannot write {}", path.display()))?;
@@ -127,29 +178,40 @@ async fn config_drift(agent: &Client, scratch: &Path, teller: &mut Teller<'_>) -
     if let Some(why) = &answer.error {
         return Err(Failure::No(why.clone()));
     }
-    teller.tell("snapshot", &format!("{} is owned", path.display()))?;
-    let mut follow = agent.follow().await?;
-    let sed = program("sed")?;
-    teller.fault = Some(Stopwatch::start());
-    let pid = spawn_and_wait(Command::new(&sed).args(["-i", "s/8080/666/"]).arg(&path))?;
-    teller.tell("fault", &format!("{} -i s/8080/666/ (pid {pid})", sed.display()))?;
-    let subject = Subject::File(answer.path.clone());
-    let result = watch(&mut follow, &subject, teller).await;
+    let result = stop.or(changed(agent, &path, &Subject::File(answer.path.clone()), teller)).await;
     let now = fs::read_to_string(&path).unwrap_or_default();
-    let _: PathAnswer = agent.post("/v1/forget", &PathRequest { path, at: None }).await?;
+    let forgotten: Result<PathAnswer, _> = agent.post("/v1/forget", &PathRequest { path, at: None }).await;
     result?;
+    if let Some(why) = forgotten?.error {
+        return Err(Failure::No(why));
+    }
     if now != good {
         return Err(Failure::No("the firing cleared, but the file is not what it was".to_owned()));
     }
     teller.tell("verified", "the file has its bytes back")
 }
 
-async fn health_gap(agent: &Client, teller: &mut Teller<'_>) -> Result<(), Failure> {
+async fn changed(
+    agent: &Client,
+    path: &Path,
+    subject: &Subject,
+    teller: &mut Teller<'_>,
+) -> Result<(), Failure> {
+    teller.tell("snapshot", &format!("{} is owned", path.display()))?;
+    let mut follow = agent.follow().await?;
+    let sed = program("sed")?;
+    teller.fault = Some(Stopwatch::start());
+    let pid = spawn_and_wait(Command::new(&sed).args(["-i", "s/8080/666/"]).arg(path))?;
+    teller.tell("fault", &format!("{} -i s/8080/666/ (pid {pid})", sed.display()))?;
+    watch(&mut follow, subject, teller).await
+}
+
+async fn health_gap(agent: &Client, teller: &mut Teller<'_>, stop: &mut Stop) -> Result<(), Failure> {
     let name = format!("inject-{}", std::process::id());
     let sleep = program("sleep")?;
     let process = serde_json::json!({ "name": name, "command": [sleep, "3600"] });
     let () = agent.post("/v1/processes", &process).await?;
-    let result = killed(agent, &name, teller).await;
+    let result = stop.or(killed(agent, &name, teller)).await;
     let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
     result?;
     removed?;
@@ -310,6 +372,14 @@ impl Drop for Private {
             // A child that was not waited for: the number is still its own.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        drop(self.0.wait());
+        let began = Stopwatch::start();
+        while let Ok(None) = self.0.try_wait() {
+            if began.elapsed() > ENDING {
+                drop(self.0.kill());
+                drop(self.0.wait());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

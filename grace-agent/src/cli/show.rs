@@ -63,10 +63,14 @@ fn closed(err: io::Error) -> Failure {
 
 /// A failure to stderr.
 pub fn complain(failure: &Failure) {
-    if !matches!(failure, Failure::Closed) {
-        // Nobody reads it: then there is nobody to tell.
-        let _ = writeln!(io::stderr(), "grace: {}", escape_lines(&failure.to_string()));
-    }
+    let text = match failure {
+        Failure::Closed => return,
+        // A report about a configuration has lines of its own; in anything else a line break is the host's.
+        Failure::Usage(report) => escape_lines(report),
+        other => escape(&other.to_string()).into_owned(),
+    };
+    // Nobody reads it: then there is nobody to tell.
+    let _ = writeln!(io::stderr(), "grace: {text}");
 }
 
 /// `text` without anything that a terminal acts on: control characters, escape sequences, and the Unicode characters
@@ -242,12 +246,12 @@ fn what_it_sees(status: &StatusView, blind: bool, color: bool, out: &mut String)
         let head = if i == 0 { "probes" } else { "" };
         let rest = match &probe.why {
             Some(why) if probe.attach.is_empty() => escape(why).into_owned(),
-            _ => probe.attach.clone(),
+            _ => escape(&probe.attach).into_owned(),
         };
         let _ = writeln!(out, "  {head:<10} {} {:<16} {rest}", mark(probe.state, color), probe.name);
         if (blind || probe.state != Health::Ok) && !probe.blind_to.is_empty() {
             let text = format!("cannot see: {}", probe.blind_to.join("; "));
-            let _ = writeln!(out, "  {:<10}   {:<16} {}", "", "", paint(&text, DIM, color));
+            let _ = writeln!(out, "  {:<10}   {:<16} {}", "", "", paint(&escape(&text), DIM, color));
         }
     }
     for (i, source) in status.sources.iter().enumerate() {
@@ -325,7 +329,7 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
     );
     for process in &status.processes {
         let state = match (process.pid, &process.since) {
-            (Some(pid), Some(since)) => format!("pid {pid} since {since}"),
+            (Some(pid), Some(since)) => format!("pid {pid} since {}", escape(since)),
             _ => paint("not running", RED, color),
         };
         let _ = writeln!(
@@ -353,7 +357,7 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         );
     }
     let lost: Vec<String> =
-        status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{c} {n}")).collect();
+        status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{} {n}", escape(c))).collect();
     let lost = if lost.is_empty() { "nothing".to_owned() } else { paint(&lost.join(", "), RED, color) };
     let _ = writeln!(out, "  {:<10} {lost}", "lost");
     let bpf = match status.cost.bpf_ns_per_s {
@@ -368,7 +372,10 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         status.cost.rss_bytes as f64 / (1 << 20) as f64
     );
     if let Some(why) = &status.config.refused {
-        let _ = writeln!(out, "  {:<10} {}", "config", paint(&escape_lines(why), RED, color));
+        for (i, line) in escape_lines(why).lines().enumerate() {
+            let head = if i == 0 { "config" } else { "" };
+            let _ = writeln!(out, "  {head:<10} {}", paint(line, RED, color));
+        }
     }
     out.pop();
     out

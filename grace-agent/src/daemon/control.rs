@@ -387,9 +387,9 @@ impl Control for Agent {
     }
 
     fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError> {
-        Config { process: vec![process.clone()], ..Config::default() }
-            .validate()
-            .map_err(|err| ControlError::Bad(chain(&err)))?;
+        if let Some(wrong) = process.validate().into_iter().next() {
+            return Err(ControlError::Bad(wrong.message));
+        }
         if lock(&self.executor.specs).contains_key(&process.name) {
             return Err(ControlError::Bad(format!("process `{}` is declared already", process.name)));
         }

@@ -1,0 +1,707 @@
+//! Reads a configuration file and judges it: every complaint has file, line, column and the line itself.
+//!
+//! Three passes over one document, each only where the one before found nothing: TOML's syntax; keys that the schema
+//! does not know (all of them, with the nearest valid key); then types and values. The document with its spans is
+//! kept until the end, so that values can be judged on the typed [`Config`] and still be pointed at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, Process, Span};
+
+/// Where the configuration lies unless `--config` says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/grace/grace.toml";
+
+/// A configuration is written by hand; anything larger is a mistake.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// More complaints than this about one file help nobody.
+const MAX_PROBLEMS: usize = 20;
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It could not be read.
+    #[error("{}: cannot be read", plain_path(path))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is larger than 1 MiB.
+    #[error("{}: is larger than 1 MiB, too large for a configuration", plain_path(path))]
+    TooBig {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its content is wrong: at least one problem.
+    #[error("{}", Report(path, problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, in the order of the file.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One complaint about a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// What is wrong, one line.
+    pub message: String,
+    /// The line itself, control characters replaced.
+    pub source_line: String,
+    /// How many characters of the line are meant.
+    pub width: usize,
+}
+
+/// A value that has the right type and is wrong all the same, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The way from the top of the document.
+    pub at: Vec<Step>,
+    /// What is wrong, one line.
+    pub message: String,
+}
+
+/// One step of the way to a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A key of a table.
+    Key(&'static str),
+    /// An element of an array, from 0.
+    Index(usize),
+}
+
+impl Config {
+    /// The configuration at `path`, which must exist; without one that of [`DEFAULT_FILE`], or the defaults where
+    /// there is none. Also says which file it was.
+    pub fn load(path: Option<&Path>) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        match path {
+            Some(path) => Ok((Self::parse(&read(path)?, path)?, Some(path.to_owned()))),
+            None => Self::load_default(Path::new(DEFAULT_FILE)),
+        }
+    }
+
+    fn load_default(path: &Path) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        match read(path) {
+            Ok(bytes) => Ok((Self::parse(&bytes, path)?, Some(path.to_owned()))),
+            Err(ConfigError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok((Self::default(), None))
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// The configuration that `bytes` say; `origin` is what complaints call the file.
+    pub fn parse(bytes: &[u8], origin: &Path) -> Result<Self, ConfigError> {
+        let invalid = |mut problems: Vec<Problem>| {
+            problems.sort_by_key(|p| (p.line, p.column));
+            ConfigError::Invalid { path: origin.to_owned(), problems }
+        };
+        let text = std::str::from_utf8(bytes).map_err(|err| {
+            let good = bytes.get(..err.valid_up_to()).unwrap_or_default();
+            let lossy = String::from_utf8_lossy(bytes);
+            let at = String::from_utf8_lossy(good).len();
+            invalid(vec![Problem::new(&lossy, at..at + 1, "is not UTF-8 from here on")])
+        })?;
+        let from_toml = |err: toml::de::Error| {
+            invalid(vec![Problem::new(text, err.span().unwrap_or(0..0), err.message())])
+        };
+
+        let document = DeTable::parse(text).map_err(from_toml)?;
+        let schema = Self::schema();
+        let mut unknown = Vec::new();
+        unknown_keys(document.get_ref(), &schema, &schema, "", &mut |at, message| {
+            unknown.push(Problem::new(text, at, &message));
+        });
+        if !unknown.is_empty() {
+            return Err(invalid(unknown));
+        }
+
+        let config: Self = toml::from_str(text).map_err(from_toml)?;
+        let wrong = config.validate();
+        if wrong.is_empty() {
+            return Ok(config);
+        }
+        Err(invalid(
+            wrong.iter().map(|w| Problem::new(text, span_of(&document, &w.at), &w.message)).collect(),
+        ))
+    }
+
+    /// What is wrong although every type is right. Empty: nothing.
+    #[must_use]
+    fn validate(&self) -> Vec<Invalid> {
+        let mut out = Wrongs::default();
+        let mut names = BTreeMap::new();
+        for (i, process) in self.process.iter().enumerate() {
+            let at = [Step::Key("process"), Step::Index(i)];
+            for wrong in process.validate() {
+                out.0.push(Invalid { at: [&at[..], &wrong.at].concat(), message: wrong.message });
+            }
+            if let Some(first) = names.insert(process.name.as_str(), i) {
+                let name = process.name.escape_debug();
+                let first = first + 1;
+                out.push(
+                    &[&at[..], &[Step::Key("name")]].concat(),
+                    format!("`{name}` is already declared by [[process]] number {first}"),
+                );
+            }
+        }
+
+        let mut paths = BTreeMap::new();
+        for (i, file) in self.file.iter().enumerate() {
+            let at = |key| [Step::Key("file"), Step::Index(i), Step::Key(key)];
+            if let Err(why) = check_path(&file.path) {
+                out.push(&at("path"), why);
+            } else if file.path.to_string_lossy().ends_with('/') {
+                out.push(&at("path"), "must not name a folder: Grace owns single files");
+            }
+            // `components` drops `//` and `/./`: the same name spelled twice is one file.
+            if let Some(first) = paths.insert(file.path.components().collect::<PathBuf>(), i) {
+                let path = shown(&file.path);
+                let first = first + 1;
+                out.push(&at("path"), format!("`{path}` is already owned by [[file]] number {first}"));
+            }
+            for (n, writer) in file.writers.iter().enumerate() {
+                if !writer.starts_with(['/', '*']) || writer.contains('\0') {
+                    // An executable is known by its whole path: a bare name would never match one.
+                    let writer = writer.escape_debug();
+                    out.push(
+                        &[&at("writers")[..], &[Step::Index(n)]].concat(),
+                        format!("`{writer}` is not the absolute path of an executable (`*` allowed)"),
+                    );
+                }
+            }
+        }
+
+        let policy = |key| [Step::Key("policy"), Step::Key(key)];
+        out.at_least_one(
+            &policy("host_burst"),
+            self.policy.host_burst,
+            "to change nothing set mode = \"observe\"",
+        );
+        out.longer_than_zero(&policy("host_interval"), self.policy.host_interval);
+
+        let drift = |key| [Step::Key("triggers"), Step::Key("config_drift"), Step::Key(key)];
+        let set = &self.triggers.config_drift;
+        out.at_least_one(
+            &drift("conflict_count"),
+            set.conflict_count,
+            "1 stops at the first return of a change",
+        );
+        if set.conflict_window < Span::secs(1) {
+            out.push(&drift("conflict_window"), "must be at least `1s`");
+        }
+        if set.sweep < Span::secs(1) {
+            out.push(&drift("sweep"), "must be at least `1s`: a sweep reads every owned file");
+        }
+
+        let record = [Step::Key("record"), Step::Key("max_mib")];
+        out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
+        out.0
+    }
+}
+
+impl Process {
+    /// What is wrong with this process by itself, the way starting at its own table. Empty: nothing.
+    #[must_use]
+    pub fn validate(&self) -> Vec<Invalid> {
+        let mut out = Wrongs::default();
+        let key = |key| [Step::Key(key)];
+        let argument = |i| [Step::Key("command"), Step::Index(i)];
+
+        let name = &self.name;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(allowed) {
+            let name = name.escape_debug();
+            out.push(
+                &key("name"),
+                format!(
+                    "`{name}` is not a process name: 1 to 64 letters, digits, `-`, `_`, `.`, not `.` first"
+                ),
+            );
+        }
+        match self.command.first() {
+            None => {
+                out.push(&key("command"), "must not be empty: it starts with the program's absolute path")
+            }
+            Some(program) => {
+                if let Err(why) = check_path(Path::new(program)) {
+                    out.push(&argument(0), why);
+                }
+            }
+        }
+        for (i, _) in self.command.iter().enumerate().skip(1).filter(|(_, a)| a.contains('\0')) {
+            out.push(&argument(i), "no argument can contain a NUL character");
+        }
+        if let Some(Err(why)) = self.cwd.as_deref().map(check_path) {
+            out.push(&key("cwd"), why);
+        }
+        for (variable, value) in &self.env {
+            if variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0') {
+                let variable = variable.escape_debug();
+                out.push(
+                    &key("env"),
+                    format!("`{variable}` is not a variable: names have no `=`, nothing has a NUL character"),
+                );
+            }
+        }
+        if self.user.as_deref().is_some_and(|user| user.is_empty() || user.contains(['\0', ':', '/'])) {
+            out.push(&key("user"), "must be a user's name or number");
+        }
+        out.at_least_one(&key("burst"), self.burst, "to restart never set restart = \"never\"");
+        out.longer_than_zero(&key("interval"), self.interval);
+        if self.backoff > self.backoff_max {
+            out.push(
+                &key("backoff"),
+                format!(
+                    "must not be longer than backoff_max (`{}`)",
+                    humantime::format_duration(self.backoff_max.get())
+                ),
+            );
+        }
+        if self.importance > 100 {
+            out.push(&key("importance"), format!("must be from 0 to 100, not {}", self.importance));
+        }
+        out.0
+    }
+}
+
+#[derive(Default)]
+struct Wrongs(Vec<Invalid>);
+
+impl Wrongs {
+    fn push(&mut self, at: &[Step], message: impl fmt::Display) {
+        let key = at.iter().rev().find_map(|step| match step {
+            Step::Key(key) => Some(*key),
+            Step::Index(_) => None,
+        });
+        self.0.push(Invalid { at: at.to_vec(), message: format!("{}: {message}", key.unwrap_or("value")) });
+    }
+
+    fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
+        if value == 0 {
+            self.push(at, format!("must be at least 1; {instead}"));
+        }
+    }
+
+    fn longer_than_zero(&mut self, at: &[Step], value: Span) {
+        if value.get().is_zero() {
+            self.push(at, "must be longer than zero");
+        }
+    }
+}
+
+fn check_path(path: &Path) -> Result<(), String> {
+    let text = path.to_string_lossy();
+    if text.contains('\0') {
+        return Err("no path can contain a NUL character".to_owned());
+    }
+    if !path.is_absolute() {
+        return Err(format!("`{}` is not an absolute path", shown(path)));
+    }
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(format!("`{}` must not contain `..`", shown(path)));
+    }
+    Ok(())
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigError::TooBig { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+/// Calls `complain` for every key below `table` that `schema` does not have.
+fn unknown_keys(
+    table: &DeTable<'_>,
+    schema: &Value,
+    root: &Value,
+    place: &str,
+    complain: &mut impl FnMut(Range<usize>, String),
+) {
+    let schema = resolve(schema, root);
+    let Some(known) = schema.get("properties").and_then(Value::as_object) else {
+        return;
+    };
+    for (key, value) in table {
+        let name: &str = key.get_ref();
+        let Some(below) = known.get(name) else {
+            let place = if place.is_empty() { "at the top level".to_owned() } else { format!("in {place}") };
+            let name_shown = name.escape_debug();
+            let hint = match nearest(name, known.keys()) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None => {
+                    let keys: Vec<String> = known.keys().map(|k| format!("`{k}`")).collect();
+                    format!("; valid are {}", keys.join(", "))
+                }
+            };
+            complain(key.span(), format!("unknown key `{name_shown}` {place}{hint}"));
+            continue;
+        };
+        match value.get_ref() {
+            DeValue::Table(inner) => {
+                let path = place.trim_matches(['[', ']']);
+                let dot = if path.is_empty() { "" } else { "." };
+                unknown_keys(inner, below, root, &format!("[{path}{dot}{name}]"), complain);
+            }
+            DeValue::Array(elements) => {
+                let Some(items) = resolve(below, root).get("items") else { continue };
+                for element in elements.iter() {
+                    if let DeValue::Table(inner) = element.get_ref() {
+                        unknown_keys(inner, items, root, &format!("[[{name}]]"), complain);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `schema`, or what its `$ref` points at.
+pub(super) fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+    let target = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#'));
+    target.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
+}
+
+fn nearest<'a>(word: &str, keys: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    // 0.8 takes `comand` and `retsart` for what they mean, and `heartbeat` for nothing that exists.
+    keys.map(|key| (strsim::jaro_winkler(word, key), key.as_str()))
+        .filter(|(score, _)| *score >= 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, key)| key)
+}
+
+/// The bytes of the value at `way`, or of the nearest thing above it that the document has.
+fn span_of(document: &Spanned<DeTable<'_>>, way: &[Step]) -> Range<usize> {
+    let mut span = 0..0;
+    let mut table = Some(document.get_ref());
+    let mut array = None;
+    for step in way {
+        let below = match step {
+            Step::Key(key) => table.and_then(|t| t.iter().find(|(k, _)| k.get_ref() == key)).map(|(_, v)| v),
+            Step::Index(i) => array.and_then(|a: &toml::de::DeArray<'_>| a.get(*i)),
+        };
+        let Some(value) = below else { break };
+        // A table that was never opened by a header has no place of its own.
+        if !value.span().is_empty() {
+            span = value.span();
+        }
+        table = value.get_ref().as_table();
+        array = value.get_ref().as_array();
+    }
+    span
+}
+
+impl Problem {
+    fn new(text: &str, at: Range<usize>, message: &str) -> Self {
+        let start = floor(text, at.start);
+        let before = text.get(..start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
+        let line = text.get(line_start..).unwrap_or_default().lines().next().unwrap_or_default();
+        let column = before.get(line_start..).unwrap_or_default().chars().count();
+        let meant = text.get(start..floor(text, at.end.max(start))).unwrap_or_default();
+        let meant = meant.lines().next().unwrap_or_default().chars().count();
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: column + 1,
+            message: message.trim_end().lines().map(plain).collect::<Vec<_>>().join("; "),
+            source_line: plain(line),
+            width: meant.clamp(1, line.chars().count().saturating_sub(column).max(1)),
+        }
+    }
+}
+
+/// The last character boundary at or before `at`.
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0)
+}
+
+/// One column a character, none of which the terminal obeys: the caret below must point at what is meant.
+fn plain(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars()
+        .map(|c| match c {
+            '\t' => ' ',
+            c if obeyed(c) => '\u{fffd}',
+            c => c,
+        })
+        .collect()
+}
+
+fn plain_path(path: &Path) -> String {
+    plain(&path.to_string_lossy())
+}
+
+struct Report<'a>(&'a Path, &'a [Problem]);
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(path, problems) = self;
+        for (i, p) in problems.iter().take(MAX_PROBLEMS).enumerate() {
+            if i > 0 {
+                f.write_str("\n\n")?;
+            }
+            writeln!(f, "{}:{}:{}: {}", plain_path(path), p.line, p.column, p.message)?;
+            let number = p.line.to_string();
+            let gutter = " ".repeat(number.len());
+            writeln!(f, "{gutter} |")?;
+            writeln!(f, "{number} | {}", p.source_line)?;
+            write!(f, "{gutter} | {}{}", " ".repeat(p.column.saturating_sub(1)), "^".repeat(p.width))?;
+        }
+        match problems.len().saturating_sub(MAX_PROBLEMS) {
+            0 => Ok(()),
+            more => write!(f, "\n\n… and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The report about `text`, as the file `c.toml`.
+    fn report(text: impl AsRef<[u8]>) -> String {
+        match Config::parse(text.as_ref(), Path::new("c.toml")) {
+            Ok(_) => "accepted".to_owned(),
+            Err(err) => err.to_string(),
+        }
+    }
+
+    /// The first line of the report.
+    fn first(text: &str) -> String {
+        report(text).lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// A `[[process]]` with `extra` as its fourth line.
+    fn process(extra: &str) -> String {
+        format!("[[process]]\nname = \"w\"\ncommand = [\"/bin/true\"]\n{extra}\n")
+    }
+
+    /// A `[[file]]` with `extra` as its third line.
+    fn file(extra: &str) -> String {
+        format!("[[file]]\npath = \"/etc/a\"\n{extra}\n")
+    }
+
+    #[test]
+    fn what_is_right_is_accepted() {
+        assert_eq!(report(""), "accepted");
+        assert_eq!(report("mode = \"repair\""), "accepted");
+        assert_eq!(report(process("env = { A = \"b\" }\nbackoff = \"1s\"")), "accepted");
+        assert_eq!(report(file("writers = [\"/usr/bin/dpkg\", \"*/cp\"]")), "accepted");
+        assert_eq!(
+            report("\u{feff}mode = \"repair\""),
+            "accepted",
+            "an editor's byte order mark is no error"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_shown_with_its_line_and_the_nearest_key() {
+        assert_eq!(
+            report(process("bakoff = \"1s\"")),
+            "c.toml:4:1: unknown key `bakoff` in [[process]]; did you mean `backoff`?\n\
+             \x20 |\n\
+             4 | bakoff = \"1s\"\n\
+             \x20 | ^^^^^^"
+        );
+        assert_eq!(
+            first("[triggers.config_drift]\nsweeep = \"1s\""),
+            "c.toml:2:1: unknown key `sweeep` in [triggers.config_drift]; did you mean `sweep`?"
+        );
+        assert_eq!(
+            first("moode = 1"),
+            "c.toml:1:1: unknown key `moode` at the top level; did you mean `mode`?"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_like_no_other_lists_the_valid_ones() {
+        assert_eq!(
+            first("[record]\nzzz = 1"),
+            "c.toml:2:1: unknown key `zzz` in [record]; valid are `enabled`, `max_mib`"
+        );
+    }
+
+    #[test]
+    fn all_unknown_keys_are_told_at_once_in_the_order_of_the_file() {
+        let text = report("zzz = 1\n[policy]\nhost_brust = 1\n");
+        let (a, b) = (text.find("c.toml:1:1").unwrap(), text.find("c.toml:3:1").unwrap());
+        assert!(a < b, "{text}");
+    }
+
+    #[test]
+    fn an_environment_may_have_any_key() {
+        assert_eq!(report(process("[process.env]\nanything = \"x\"")), "accepted");
+    }
+
+    #[test]
+    fn syntax_errors_have_line_and_column() {
+        assert!(first("mode = \n").starts_with("c.toml:1:8: "), "{}", first("mode = \n"));
+        assert!(first("a\n[").starts_with("c.toml:1:2: "), "{}", first("a\n["));
+        assert!(first("mode=\"observe\"\nmode=\"repair\"").starts_with("c.toml:2:1: duplicate key"));
+    }
+
+    #[test]
+    fn wrong_types_and_durations_have_line_and_column() {
+        assert_eq!(
+            first(&process("burst = \"five\"")),
+            "c.toml:4:9: invalid type: string \"five\", expected u32"
+        );
+        assert_eq!(
+            first(&process("backoff = \"soon\"")),
+            "c.toml:4:11: `soon` is not a duration such as `10s` or `5m`: expected number at 0"
+        );
+        assert_eq!(
+            first("mode = \"repare\""),
+            "c.toml:1:8: unknown variant `repare`, expected `observe` or `repair`"
+        );
+        assert_eq!(first("[[file]]\nsecret = true"), "c.toml:1:1: missing field `path`");
+        assert!(first(&process("importance = 300")).starts_with("c.toml:4:14: "));
+    }
+
+    #[test]
+    fn values_are_judged_where_they_stand() {
+        for (text, expected) in [
+            (process("importance = 101"), "c.toml:4:14: importance: must be from 0 to 100, not 101"),
+            (
+                process("burst = 0"),
+                "c.toml:4:9: burst: must be at least 1; to restart never set restart = \"never\"",
+            ),
+            (process("interval = \"0s\""), "c.toml:4:12: interval: must be longer than zero"),
+            (process("backoff = \"1h\""), "c.toml:4:11: backoff: must not be longer than backoff_max (`5m`)"),
+            (process("cwd = \"here\""), "c.toml:4:7: cwd: `here` is not an absolute path"),
+            (process("user = \"\""), "c.toml:4:8: user: must be a user's name or number"),
+            (
+                process("env = { \"A=B\" = \"c\" }"),
+                "c.toml:4:7: env: `A=B` is not a variable: names have no `=`, nothing has a NUL character",
+            ),
+            (
+                "[[process]]\nname = \"a b\"\ncommand = [\"/bin/true\"]".to_owned(),
+                "c.toml:2:8: name: `a b` is not a process name: 1 to 64 letters, digits, `-`, `_`, `.`, not `.` first",
+            ),
+            (
+                "[[process]]\nname = \"a\"\ncommand = []".to_owned(),
+                "c.toml:3:11: command: must not be empty: it starts with the program's absolute path",
+            ),
+            (
+                "[[process]]\nname = \"a\"\ncommand = [\"sleep\", \"1\"]".to_owned(),
+                "c.toml:3:12: command: `sleep` is not an absolute path",
+            ),
+            (
+                "[[process]]\nname = \"a\"\ncommand = [\"/bin/a\", \"\\u0000\"]".to_owned(),
+                "c.toml:3:22: command: no argument can contain a NUL character",
+            ),
+            (
+                "[[process]]\nname = \"..\"\ncommand = [\"/bin/true\"]".to_owned(),
+                "c.toml:2:8: name: `..` is not a process name: 1 to 64 letters, digits, `-`, `_`, `.`, not `.` first",
+            ),
+            (process("") + &process(""), "c.toml:6:8: name: `w` is already declared by [[process]] number 1"),
+            ("[[file]]\npath = \"a/b\"".to_owned(), "c.toml:2:8: path: `a/b` is not an absolute path"),
+            ("[[file]]\npath = \"/a/../b\"".to_owned(), "c.toml:2:8: path: `/a/../b` must not contain `..`"),
+            (
+                "[[file]]\npath = \"/a/b/\"".to_owned(),
+                "c.toml:2:8: path: must not name a folder: Grace owns single files",
+            ),
+            (
+                file("") + "[[file]]\npath = \"/etc//./a\"",
+                "c.toml:5:8: path: `/etc//./a` is already owned by [[file]] number 1",
+            ),
+            (
+                file("writers = [\"/a\", \"dpkg\"]"),
+                "c.toml:3:18: writers: `dpkg` is not the absolute path of an executable (`*` allowed)",
+            ),
+            (
+                "[policy]\nhost_burst = 0".to_owned(),
+                "c.toml:2:14: host_burst: must be at least 1; to change nothing set mode = \"observe\"",
+            ),
+            (
+                "[triggers.config_drift]\nsweep = \"10ms\"".to_owned(),
+                "c.toml:2:9: sweep: must be at least `1s`: a sweep reads every owned file",
+            ),
+        ] {
+            assert_eq!(first(&text), expected);
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_pointed_at() {
+        assert_eq!(
+            report(b"mode = 1\n\xff\xfe"),
+            "c.toml:2:1: is not UTF-8 from here on\n  |\n2 | \u{fffd}\u{fffd}\n  | ^"
+        );
+    }
+
+    #[test]
+    fn reports_carry_no_character_that_a_terminal_obeys() {
+        for text in ["mode = \"\\u001b]0;x\\u0007\"", "\u{1b}[2J = 1", "\"\u{202e}x\" = 1", "[\u{7}"] {
+            let shown = report(text);
+            assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{shown:?}");
+            assert_ne!(shown, "accepted");
+        }
+    }
+
+    #[test]
+    fn tabs_do_not_shift_the_caret() {
+        let text = report("[record]\n\tzzz = 1");
+        assert!(text.ends_with("\n2 |  zzz = 1\n  |  ^^^"), "{text}");
+    }
+
+    #[test]
+    fn a_hundred_problems_are_cut() {
+        let text: String = (0..100).map(|i| format!("zzz{i} = 1\n")).collect();
+        assert!(report(text).ends_with("\n\n… and 80 more"));
+    }
+
+    #[test]
+    fn files_that_cannot_be_a_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let load = |name: &str| Config::load(Some(&path(name))).unwrap_err();
+
+        assert!(matches!(load("missing"), ConfigError::Unreadable { .. }));
+        assert!(matches!(Config::load(Some(dir.path())), Err(ConfigError::Unreadable { .. })));
+        assert!(matches!(Config::load(Some(Path::new("/dev/zero"))), Err(ConfigError::TooBig { .. })));
+        assert_eq!(Config::load(Some(Path::new("/dev/null"))).unwrap().0, Config::default());
+        std::fs::write(path("big"), vec![b'#'; usize::try_from(MAX_BYTES).unwrap() + 1]).unwrap();
+        assert!(matches!(load("big"), ConfigError::TooBig { .. }));
+    }
+
+    #[test]
+    fn only_the_default_file_may_be_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grace.toml");
+        assert_eq!(Config::load_default(&path).unwrap(), (Config::default(), None));
+        std::fs::write(&path, "mode = \"repair\"").unwrap();
+        let (config, file) = Config::load_default(&path).unwrap();
+        assert_eq!((config.mode, file), (crate::config::Mode::Repair, Some(path.clone())));
+        std::fs::write(&path, "mode = 3").unwrap();
+        assert!(matches!(Config::load_default(&path), Err(ConfigError::Invalid { .. })));
+    }
+}
