@@ -28,3 +28,32 @@ impl Gate {
         drop(self.0.1.wait_while(shut, |open| !*open));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn nobody_passes_before_it_opens_and_everybody_after() {
+        let gate = Gate::default();
+        let passed = Arc::new(AtomicBool::new(false));
+        let waiting: Vec<_> = (0..2)
+            .map(|_| {
+                let (gate, passed) = (gate.clone(), Arc::clone(&passed));
+                std::thread::spawn(move || {
+                    gate.pass();
+                    assert!(passed.load(Ordering::Acquire), "through a shut gate");
+                })
+            })
+            .collect();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        passed.store(true, Ordering::Release);
+        gate.open();
+        for thread in waiting {
+            thread.join().expect("passed in order");
+        }
+        Gate::opened().pass();
+    }
+}
