@@ -42,7 +42,7 @@ const STALE: Duration = Duration::from_secs(3);
 
 /// A change that the probe noticed waits this long, at most so long in all, for fanotify to name the process: between a
 /// rename and its notification a process can lose the processor.
-const WAIT_FOR_NAME: [Duration; 2] = [Duration::from_micros(400), Duration::from_millis(8)];
+const WAIT_FOR_NAME: [Duration; 2] = [Duration::from_micros(400), Duration::from_millis(50)];
 
 /// What the thread is told.
 enum Message {

@@ -2,7 +2,7 @@
 //! seeing. The probes for exec, exit and signals would need a process to be started; a source starts none.
 
 use grace_common::InodeKey;
-use rustix::fs::{MemfdFlags, fstat, memfd_create};
+use rustix::fs::{MemfdFlags, Timespec, Timestamps, fstat, futimens, memfd_create};
 
 use super::{Probes, Ring, RingEvent};
 use crate::clock;
@@ -29,6 +29,10 @@ fn dirty_canary(probes: &Probes, ring: &mut Ring) -> rustix::io::Result<bool> {
     let file = memfd_create("grace-canary", MemfdFlags::CLOEXEC)?;
     let stat = fstat(&file)?;
     let key = InodeKey { dev: super::kernel_dev(stat.st_dev), _pad: 0, ino: stat.st_ino };
+    // A time of change in the past: within one tick of the kernel's clock a second change changes no time, and a kernel
+    // with coarse times then has nothing to make dirty.
+    let past = Timespec { tv_sec: 1, tv_nsec: 0 };
+    futimens(&file, &Timestamps { last_access: past, last_modification: past })?;
     probes.watch_inode(key);
     rustix::io::write(&file, b"canary")?;
     probes.unwatch_inode(key);
