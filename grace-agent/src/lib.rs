@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod error_chain;
 pub mod event;
 pub mod file_meta;
 pub mod file_state;

@@ -9,6 +9,7 @@ use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::client::ClientError;
 use crate::config;
+use crate::error_chain::chain;
 
 /// Arguments of `grace config`.
 #[derive(Debug, Args)]
@@ -92,8 +93,4 @@ fn show(config: &config::Config, json: bool, out: &mut Out) -> Result<(), Failur
         return out.document(config);
     }
     out.line(config.to_toml().trim_end())
-}
-
-fn chain(err: &dyn std::error::Error) -> String {
-    crate::sources::ebpf::chain(err)
 }

@@ -9,10 +9,10 @@ use super::show::{Out, firing_line};
 use super::{Answer, Global};
 use crate::api::view::FiringView;
 use crate::config::Config;
+use crate::error_chain::chain;
 use crate::firing::Firing;
 use crate::recording;
 use crate::replay::{Replayed, replay};
-use crate::sources::ebpf::chain;
 
 /// Arguments of `grace replay`.
 #[derive(Debug, Args)]

@@ -68,7 +68,7 @@ impl Run {
             color: global.colored(),
         };
         agent(options).map(|()| 0).map_err(|err| match err.downcast::<ConfigError>() {
-            Ok(config) => Failure::Usage(crate::sources::ebpf::chain(&config)),
+            Ok(config) => Failure::Usage(crate::error_chain::chain(&config)),
             Err(err) => Failure::Other(err),
         })
     }

@@ -18,6 +18,7 @@ use crate::api::view::{
 };
 use crate::clock;
 use crate::config::{Config, Process};
+use crate::error_chain::chain;
 use crate::event::Kind;
 use crate::file_state::{ContentKind, FileState};
 use crate::firing::{FiringId, State};
@@ -25,8 +26,8 @@ use crate::host;
 use crate::journal::Journal;
 use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Take};
+use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
-use crate::sources::ebpf::{Probes, chain};
 use crate::sources::look::look;
 use crate::triggers;
 

@@ -16,11 +16,11 @@ use crate::actions::restore_file::{self, Restored};
 use crate::actions::start_process::{self, Started};
 use crate::clock;
 use crate::config::Process;
+use crate::error_chain::chain;
 use crate::event::{Event, Exit, Kind};
 use crate::file_state::{FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
-use crate::sources::ebpf::chain;
 use crate::sources::files::Files;
 use crate::sources::processes::Processes;
 
@@ -177,7 +177,7 @@ fn describe_restored(restored: &Restored) -> String {
     if let Some(path) = &restored.quarantined {
         out.push_str(&format!("; what lay there is kept in {}", path.display()));
     }
-    if let Some(note) = &restored.note {
+    for note in restored.weaker.iter().chain(&restored.note) {
         out.push_str(&format!("; {note}"));
     }
     out

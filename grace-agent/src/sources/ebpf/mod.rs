@@ -22,6 +22,7 @@ use grace_common::{
 };
 
 use crate::api::view::{Health, ProbeView, SyscallView};
+use crate::error_chain::chain;
 
 mod syscalls;
 
@@ -144,21 +145,6 @@ fn view(known: &Known, state: Health, why: Option<String>) -> ProbeView {
         why,
         self_test: None,
     }
-}
-
-/// An error and its sources in one line.
-pub(crate) fn chain(err: &dyn std::error::Error) -> String {
-    let mut out = err.to_string();
-    let mut source = err.source();
-    while let Some(inner) = source {
-        let text = inner.to_string();
-        if !out.contains(&text) {
-            out.push_str(": ");
-            out.push_str(&text);
-        }
-        source = inner.source();
-    }
-    out
 }
 
 /// An event from the ring.
