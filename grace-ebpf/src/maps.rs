@@ -32,6 +32,11 @@ pub static SIGNALS: LruHashMap<SignalKey, Sender> = LruHashMap::with_max_entries
 #[map]
 pub static SYSCALL_COUNTS: PerCpuArray<SyscallCounts> = PerCpuArray::with_max_entries(1, 0);
 
+/// When the running syscall of a thread began, by thread: CLOCK_MONOTONIC nanoseconds, 0: not timed. Task storage would
+/// be cheaper, but no kernel before 5.11 has it, and one map that is refused refuses all probes.
+#[map]
+pub static SYSCALL_START: LruHashMap<u32, u64> = LruHashMap::with_max_entries(16_384, 0);
+
 /// Latencies by class.
 #[map]
 pub static SYSCALL_LAT: PerCpuArray<SyscallLatency> = PerCpuArray::with_max_entries(1, 0);

@@ -2,55 +2,13 @@
 //! `syscall_latency`: how long they took, by class; a pair of hooks that user space attaches in a duty cycle,
 //! because the two clock reads are most of the cost.
 
-use aya_ebpf::bindings::{
-    BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
-};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use grace_common::{BUCKETS, SYSCALL_CLASSES, SYSCALLS};
 
 use crate::kernel::{OFF_REGS_NR, field};
-use crate::maps::{SYSCALL_CLASS, SYSCALL_COUNTS, SYSCALL_LAT};
-
-/// Definition of a map of type task storage, as the loader reads it from BTF. aya-ebpf has no type for it; the
-/// pointers' types and the array lengths are the definition (libbpf's `.maps` convention).
-#[repr(C)]
-pub struct TaskStorage<V> {
-    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
-    key: *const i32,
-    value: *const V,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
-}
-
-// SAFETY: the static is never read or written as memory; it only describes the map.
-unsafe impl<V> Sync for TaskStorage<V> {}
-
-/// When the running syscall of a task began: CLOCK_MONOTONIC nanoseconds, 0: not timed.
-#[unsafe(link_section = ".maps")]
-#[unsafe(export_name = "SYSCALL_START")]
-pub static SYSCALL_START: TaskStorage<u64> = TaskStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
-
-#[inline(always)]
-fn start_slot(flags: u64) -> *mut u64 {
-    unsafe {
-        bpf_task_storage_get(
-            (&raw const SYSCALL_START).cast_mut().cast(),
-            bpf_get_current_task_btf().cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-        .cast()
-    }
-}
+use crate::maps::{SYSCALL_CLASS, SYSCALL_COUNTS, SYSCALL_LAT, SYSCALL_START};
 
 /// (struct pt_regs *regs, long ret)
 #[btf_tracepoint(function = "sys_exit")]
@@ -72,20 +30,16 @@ pub fn syscall_count(ctx: BtfTracePointContext) -> i32 {
 /// (struct pt_regs *regs, long id)
 #[btf_tracepoint(function = "sys_enter")]
 pub fn syscall_enter(_ctx: BtfTracePointContext) -> i32 {
-    let slot = start_slot(u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE));
-    if !slot.is_null() {
-        unsafe { *slot = bpf_ktime_get_ns() };
-    }
+    let thread = bpf_get_current_pid_tgid() as u32;
+    let _ = SYSCALL_START.insert(thread, unsafe { bpf_ktime_get_ns() }, 0);
     0
 }
 
 /// (struct pt_regs *regs, long ret)
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_latency(ctx: BtfTracePointContext) -> i32 {
-    let slot = start_slot(0);
-    if slot.is_null() {
-        return 0;
-    }
+    let thread = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = SYSCALL_START.get_ptr_mut(thread) else { return 0 };
     let began = unsafe { *slot };
     if began == 0 {
         return 0;

@@ -252,7 +252,7 @@ pub fn load() -> Result<(Probes, Ring), ProbeError> {
     drop(blob);
 
     let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf)).allow_unsupported_maps();
+    loader.btf(Some(&btf));
     for (global, offset) in &offsets {
         match offset {
             Ok(offset) => {
