@@ -303,3 +303,41 @@ fn a_panicking_trigger_is_disabled_alone() {
     let works: Vec<bool> = engine.duties().iter().map(|d| d.works).collect();
     assert_eq!(works, [false, true, true]);
 }
+
+/// A disk that was full for an hour does not leave a file broken for good.
+#[test]
+fn a_restore_that_failed_is_tried_again_later() {
+    let config = Config { mode: Mode::Repair, ..Config::default() };
+    let path = PathBuf::from(FILES[0]);
+    let mut stream = vec![
+        (0, Kind::FileKnown { path: path.clone(), known: known() }),
+        (1, Kind::FileSeen { path, state: FileState::Missing, writer: None, via: Via::Look }),
+    ];
+    stream.extend((0..1200).map(|_| (1_000, Kind::Tick)));
+    let mut engine = Engine::new(&config);
+    let mut now = Timestamp(1_000_000_000);
+    engine.step(&Event { at: now, kind: Kind::Mode { mode: Mode::Repair } });
+    let (mut restores, mut tasks) = (0, 0);
+    for (gap, kind) in stream {
+        now = now.after(Duration::from_millis(gap));
+        let mut inbox = vec![kind];
+        while let Some(kind) = inbox.pop() {
+            for effect in engine.step(&Event { at: now, kind }) {
+                let Effect::Run(order) = effect else { continue };
+                let host = order.action.changes_host();
+                *(if host { &mut restores } else { &mut tasks }) += 1;
+                inbox.push(Kind::Outcome(Outcome {
+                    firing: order.firing,
+                    subject: order.subject,
+                    action: order.action.name().into(),
+                    rung: order.rung,
+                    result: if host { Err("no space".into()) } else { Ok("filed".into()) },
+                    took_us: 1,
+                }));
+            }
+        }
+    }
+    // Twenty minutes: at once with three retries, then every five minutes the same.
+    assert!((12..=20).contains(&restores), "{restores} restores");
+    assert!((3..=5).contains(&tasks), "{tasks} tasks");
+}

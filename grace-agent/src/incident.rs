@@ -14,6 +14,9 @@ pub const RETRIES: [Duration; 3] =
 /// A repair that was done must be seen to hold within this time; else the next rung takes over.
 pub const SETTLE: Duration = Duration::from_secs(30);
 
+/// A restore that failed to the end of the ladder begins anew after this time: the disk may have room again by then.
+pub const LATER: Duration = Duration::from_secs(300);
+
 /// After a repair that was done while new facts came, the file is about to be looked at: a moment in which the firing
 /// can clear instead of being repaired again.
 pub const MOMENT: Duration = Duration::from_millis(20);
@@ -164,7 +167,10 @@ impl Incident {
         self.next = match result {
             // Done: the next rung's turn comes only if the condition is not seen to clear.
             Ok(_) if changes_host => self.rung_after(rung).map(|next| (next, at.after(SETTLE))),
-            Ok(_) => None,
+            Ok(_) => {
+                self.failures = 0;
+                self.begins_again().then(|| (0, at.after(LATER)))
+            }
             Err(_) => match RETRIES.get(self.failures) {
                 Some(delay) => {
                     self.failures += 1;
@@ -173,6 +179,13 @@ impl Incident {
                 None => self.rung_after(rung).map(|next| (next, at)),
             },
         };
+    }
+
+    /// Help was asked for because a restore failed. It was not held back, so it may be tried again. (A process that does
+    /// not start has a budget of its own, which its trigger keeps.)
+    fn begins_again(&self) -> bool {
+        let failed = self.firing.remedy.first().is_some_and(|rung| rung.state == RungState::Failed);
+        failed && matches!(self.actions.first(), Some(Action::RestoreFile { .. }))
     }
 
     /// The rung after `rung`.
