@@ -36,6 +36,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "api::view",
             "clock",
+            "config",
             "error_chain",
             "event",
             "file_meta",
@@ -93,6 +94,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "recording",
             "replay",
             "sources",
+            "state_dir",
             "triggers",
             "engine",
             "action",

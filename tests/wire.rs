@@ -8,7 +8,7 @@ const TASK: Task =
 
 fn dirty() -> FileDirty {
     FileDirty {
-        header: grace_common::Header { at_ns: 9, kind: KIND_FILE_DIRTY, cpu: 1 },
+        header: grace_common::Header { at_ns: 9, kind: KIND_FILE_DIRTY, cpu: 1, seq: 7 },
         inode: InodeKey { dev: 5, _pad: 0, ino: 6 },
         flags: 7,
         _pad: 0,
@@ -18,7 +18,10 @@ fn dirty() -> FileDirty {
 
 fn exit() -> TaskExit {
     TaskExit {
-        header: grace_common::Header { at_ns: 9, kind: KIND_TASK_EXIT, cpu: 1 },
+        max_rss_pages: 12,
+        root: 0,
+        oom_victim: 0,
+        header: grace_common::Header { at_ns: 9, kind: KIND_TASK_EXIT, cpu: 1, seq: 7 },
         status: 9,
         ppid: 1,
         start_ns: 2,
@@ -48,6 +51,7 @@ fn dirty_bytes() -> Vec<u8> {
         &9u64.to_ne_bytes(),
         &KIND_FILE_DIRTY.to_ne_bytes(),
         &1u32.to_ne_bytes(),
+        &7u64.to_ne_bytes(),
         &5u32.to_ne_bytes(),
         &0u32.to_ne_bytes(),
         &6u64.to_ne_bytes(),
@@ -62,9 +66,13 @@ fn exit_bytes() -> Vec<u8> {
         &9u64.to_ne_bytes(),
         &KIND_TASK_EXIT.to_ne_bytes(),
         &1u32.to_ne_bytes(),
+        &7u64.to_ne_bytes(),
         &9u32.to_ne_bytes(),
         &1u32.to_ne_bytes(),
         &2u64.to_ne_bytes(),
+        &12u64.to_ne_bytes(),
+        &0u32.to_ne_bytes(),
+        &0u32.to_ne_bytes(),
         &task_bytes(),
         &3u64.to_ne_bytes(),
         &0i32.to_ne_bytes(),

@@ -45,6 +45,8 @@ pub struct Config {
     pub triggers: Triggers,
     /// How events are recorded for `grace replay`.
     pub record: Record,
+    /// The kernel side.
+    pub probes: Probes,
 }
 
 /// A process that Grace starts and supervises.
@@ -190,11 +192,17 @@ impl Default for ConfigDrift {
 pub struct HealthGap {
     /// A restarted process that ran this long is seen as running again. Default `2s`.
     pub settle: Span,
+    /// A process whose main thread waits for a device without a break for this long makes no progress. Default `2m`.
+    pub blocked: Span,
+    /// A process that runs without any system call for this long makes no progress. Long computations look the same,
+    /// so there is no default.
+    #[schemars(example = &"10m")]
+    pub spinning: Option<Span>,
 }
 
 impl Default for HealthGap {
     fn default() -> Self {
-        Self { settle: Span::secs(2) }
+        Self { settle: Span::secs(2), blocked: Span::secs(120), spinning: None }
     }
 }
 
@@ -211,6 +219,56 @@ pub struct Record {
 impl Default for Record {
     fn default() -> Self {
         Self { enabled: true, max_mib: 64 }
+    }
+}
+
+/// How much of the time system calls are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LatencyMode {
+    /// As much as the budget pays for: all of it on a quiet host.
+    #[default]
+    Auto,
+    /// All of it, whatever it costs.
+    Full,
+    /// None of it.
+    Off,
+}
+
+/// The kernel side.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probes {
+    /// The probes run on while no agent does (crash, upgrade), and the next agent takes over what they saw; needs
+    /// bpffs. An agent that is stopped with SIGTERM takes them along. Default true.
+    pub pin: bool,
+    /// How much of the time system calls are timed.
+    pub latency: LatencyMode,
+    /// What timing may cost, in percent of one core. Default 1.
+    pub budget_percent: f64,
+    /// What counting and timing may cost a system call on average, in nanoseconds; on a host so quiet that timing every
+    /// call costs less than a tenth of `budget_percent` it may be more. Default 60.
+    pub budget_ns: u32,
+    /// A call of a declared process is slow from this many times its own p99 on, by class of call; 0: from
+    /// `slow_at_least` on. Default 5.
+    pub slow_factor: u32,
+    /// No call is slow that took less. Default `10ms`.
+    pub slow_at_least: Span,
+    /// Slow calls reported a second and processor; the rest is counted. 0: all. Default 100.
+    pub slow_rate: u32,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self {
+            pin: true,
+            latency: LatencyMode::Auto,
+            budget_percent: 1.0,
+            budget_ns: 60,
+            slow_factor: 5,
+            slow_at_least: Span::millis(10),
+            slow_rate: 100,
+        }
     }
 }
 

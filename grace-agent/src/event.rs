@@ -119,6 +119,45 @@ pub enum Kind {
         /// Its last lines of stderr: hostile text, capped.
         stderr_tail: Vec<String>,
     },
+    /// A descendant of a declared process has ended.
+    DescendantExited {
+        /// The declared process.
+        name: String,
+        /// Who ended.
+        who: Actor,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// A system call of a declared process or a descendant took longer than is normal for it.
+    SlowCall {
+        /// The declared process.
+        name: String,
+        /// Who made it.
+        who: Actor,
+        /// The call's name.
+        call: String,
+        /// How long it took, in microseconds.
+        took_us: u64,
+        /// From when on it is slow, in microseconds.
+        slow_us: u64,
+        /// What it waited for in the kernel, where a stack was taken.
+        wait: Option<String>,
+        /// The program's own stack, as an id in the probes' stack map.
+        stack: Option<i32>,
+    },
+    /// Whether a declared process makes progress. Told when that changes, and while it makes none.
+    Progress {
+        /// The declared process.
+        name: String,
+        /// Its process id.
+        pid: u32,
+        /// What it does.
+        doing: Doing,
+        /// Since when it does that.
+        since: Timestamp,
+        /// What it waits for in the kernel, where that can be read.
+        wait: Option<String>,
+    },
     /// The kernel side or a queue produced facts that never arrived, counted by class.
     Lost {
         /// The class of events: `file`, `exit`, `signal`, `fanotify`, …
@@ -164,6 +203,18 @@ pub struct Actor {
     pub ppid: Option<u32>,
 }
 
+/// What a declared process and its descendants do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Doing {
+    /// It makes system calls, or waits for something as programs do.
+    Working,
+    /// It runs and makes no system call.
+    Spinning,
+    /// Its main thread waits for a device or a file system and cannot be interrupted (state D).
+    Blocked,
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Exit {
@@ -180,6 +231,12 @@ pub struct Exit {
     /// The signal was sent on behalf of Grace (a stop that was asked for).
     #[serde(default)]
     pub asked_for: bool,
+    /// Highest resident memory that it had, in bytes, where the probe saw its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rss_bytes: Option<u64>,
+    /// The out-of-memory killer chose it, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<String>,
 }
 
 /// How often a declared process may be restarted.

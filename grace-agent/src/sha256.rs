@@ -23,6 +23,14 @@ impl Sha256 {
     }
 }
 
+/// The digest of `bytes`.
+#[must_use]
+pub fn of_bytes(bytes: &[u8]) -> Digest {
+    let mut hasher = Sha256::default();
+    hasher.update(bytes);
+    hasher.finish()
+}
+
 /// Hashes what `from` yields, but at most `limit` bytes: the digest, and how many bytes went into it.
 ///
 /// `expected` sizes the buffer, so that a small file takes two reads: its content and the end.

@@ -1,6 +1,6 @@
-//! Probe `task_exit`: a process that Grace watches has ended.
+//! Probe `task_exit`: a process that Grace watches, or a descendant of one, has ended.
 
-use crate::{Class, Header, Record, Sender, Task};
+use crate::{Header, Record, Sender, Task};
 
 /// Kind of [`TaskExit`].
 pub const KIND_TASK_EXIT: u32 = 2;
@@ -17,16 +17,22 @@ pub struct TaskExit {
     pub ppid: u32,
     /// CLOCK_BOOTTIME of its start, nanoseconds: with the thread group its identity.
     pub start_ns: u64,
+    /// Highest resident memory that it had, in pages (`signal_struct.maxrss`); 0: no more than what it was before its
+    /// last exec, so not known.
+    pub max_rss_pages: u64,
+    /// Thread group of the declared process that it descends from; its own where it is that process.
+    pub root: u32,
+    /// 1: the out-of-memory killer had chosen it (`signal_struct.oom_mm`).
+    pub oom_victim: u32,
     /// Who ended.
     pub task: Task,
     /// Who sent the signal that ended it; `at_ns` 0 where nobody was seen.
     pub sender: Sender,
 }
 
-const _: () = assert!(size_of::<TaskExit>() == 128);
+const _: () = assert!(size_of::<TaskExit>() == 152);
 
 // SAFETY: repr(C), header first, integers only, padding explicit (asserted by the size).
 unsafe impl Record for TaskExit {
     const KIND: u32 = KIND_TASK_EXIT;
-    const CLASS: Class = Class::Exit;
 }

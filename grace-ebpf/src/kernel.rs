@@ -8,7 +8,9 @@ use aya_ebpf::Global;
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
 };
-use grace_common::Task;
+use grace_common::{MAYBE, Task, Watched};
+
+use crate::maps::{MAYBE_WATCHED, TASKS};
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -21,6 +23,8 @@ offsets! {
     OFF_INODE_SB;
     /// `struct inode`.
     OFF_INODE_INO;
+    /// `struct inode`.
+    OFF_INODE_GENERATION;
     /// `struct super_block`.
     OFF_SB_DEV;
     /// `struct pt_regs`: `orig_ax` on x86-64, `syscallno` on arm64.
@@ -43,6 +47,12 @@ offsets! {
     OFF_SIGNAL_LIVE;
     /// `struct signal_struct`.
     OFF_SIGNAL_GROUP_EXIT;
+    /// `struct signal_struct`.
+    OFF_SIGNAL_MAXRSS;
+    /// `struct signal_struct`.
+    OFF_SIGNAL_OOM_MM;
+    /// `struct task_struct`: `__state` since 5.14, `state` before.
+    OFF_TASK_STATE;
     /// `struct linux_binprm`.
     OFF_BPRM_FILENAME;
     /// `struct kernel_siginfo`.
@@ -71,5 +81,23 @@ pub fn current() -> Task {
         _pad: 0,
         cgroup: unsafe { bpf_get_current_cgroup_id() },
         comm: bpf_get_current_comm().unwrap_or([0; 16]),
+    }
+}
+
+/// What is known of thread group `tgid` where Grace watches it.
+#[inline(always)]
+pub fn watched(tgid: u32) -> Option<Watched> {
+    let maybe = MAYBE_WATCHED.get(0)?;
+    if maybe[tgid as usize % MAYBE] == 0 {
+        return None;
+    }
+    unsafe { TASKS.get(tgid) }.copied()
+}
+
+/// Makes [`watched`] look `tgid` up from now on.
+#[inline(always)]
+pub fn note_watched(tgid: u32) {
+    if let Some(maybe) = MAYBE_WATCHED.get_ptr_mut(0) {
+        unsafe { (*maybe)[tgid as usize % MAYBE] = 1 };
     }
 }

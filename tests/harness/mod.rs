@@ -222,6 +222,16 @@ impl Drop for Agent {
             let _ = child.wait();
         }
         self.end_processes();
+        if root() {
+            // A killed agent's probes would run on: nothing was left to do where it was stopped.
+            let _ = Command::new(GRACE)
+                .arg("unpin")
+                .arg("--state-dir")
+                .arg(self.path("state"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
     }
 }
 

@@ -113,6 +113,37 @@ pub struct ProbeView {
     pub why: Option<String>,
     /// When the probe last saw its own canary.
     pub self_test: Option<String>,
+    /// What a run of it costs, in nanoseconds, in the last sample; none: not sampled yet, or it did not run.
+    pub ns_per_run: Option<f64>,
+    /// Its runs a second in the last sample.
+    pub runs_per_s: Option<f64>,
+    /// Runs that the kernel left out, since the probe was attached.
+    pub missed: Option<u64>,
+}
+
+/// The account of one class of events: `produced = delivered + Σ lost + in_flight`, since the probes were attached (by
+/// this agent or an earlier one that left them pinned).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RingView {
+    /// `file`, `exit`, `process`, `slow`.
+    pub class: String,
+    /// Events that a probe wanted to send.
+    pub produced: u64,
+    /// Events that an agent read; none: an agent was killed during a flood, and what it had read cannot be told.
+    pub delivered: Option<u64>,
+    /// Events that never reached the ring, by cause: `full`, `throttled`, `untracked`.
+    pub lost: BTreeMap<String, u64>,
+    /// Events in the ring now.
+    pub in_flight: Option<i64>,
+}
+
+/// How much of the time system calls are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyView {
+    /// Share of the time in which every call is timed, of 1. All latencies and slow calls are of this share.
+    pub share: f64,
+    /// The host's system calls a second, over the last second.
+    pub calls_per_s: f64,
 }
 
 /// A source in user space.
@@ -163,6 +194,23 @@ pub struct ProcessView {
     pub since: Option<String>,
     /// Restarts by Grace since the agent started.
     pub restarts: u32,
+    /// Its living descendants, oldest first, at most 32.
+    pub descendants: Vec<DescendantView>,
+    /// Its slow system calls, descendants' too, within the share of the time in which calls are timed.
+    pub slow_calls: u64,
+    /// Its system calls, descendants' too; none: no probe counts them.
+    pub syscalls: Option<u64>,
+}
+
+/// A living descendant of a declared process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DescendantView {
+    /// Process id.
+    pub pid: u32,
+    /// Its name. Untrusted text.
+    pub comm: String,
+    /// When it was forked.
+    pub since: String,
 }
 
 /// Latency of one class of syscalls over the last measured interval.
@@ -211,6 +259,12 @@ pub struct StatusView {
     pub processes: Vec<ProcessView>,
     /// Syscalls of the host by class.
     pub syscalls: Vec<SyscallView>,
+    /// How much of the time calls are timed.
+    pub latency: LatencyView,
+    /// The account of the probes' events, by class.
+    pub ring: Vec<RingView>,
+    /// Why the probes end with the agent; none: they run on for the next one.
+    pub unpinned: Option<String>,
     /// Firings that hold now.
     pub holds: usize,
     /// Events that were produced and never arrived, by class. A class that lost none is listed with 0.

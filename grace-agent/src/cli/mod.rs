@@ -4,6 +4,7 @@
 //! socket · 4 refused.
 
 pub mod ask;
+mod canary;
 pub mod config;
 pub mod doctor;
 pub mod explain;
@@ -17,6 +18,7 @@ pub mod show;
 pub mod snapshots;
 pub mod status;
 pub mod tasks;
+pub mod unpin;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -112,6 +114,8 @@ enum Command {
     Inject(inject::Inject),
     /// Judge a recorded event stream again
     Replay(replay::Replay),
+    /// Take away the probes that a killed agent left running for the next one
+    Unpin(unpin::Unpin),
     /// Work for coding agents and people
     Tasks(tasks::Tasks),
     /// JSON Schema of what --json prints
@@ -120,6 +124,9 @@ enum Command {
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
     Man(manual::Man),
+    /// What the agent starts to test its probes
+    #[command(hide = true)]
+    Canary,
 }
 
 /// The program. `agent` runs the agent; it is handed in because the command line knows no room but the socket's.
@@ -143,10 +150,12 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Config(command) => command.go(global, &mut out),
         Command::Inject(command) => command.go(global, &mut out),
         Command::Replay(command) => command.go(global, &mut out),
+        Command::Unpin(command) => command.go(global, &mut out),
         Command::Tasks(command) => command.go(global, &mut out),
         Command::Schema(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
+        Command::Canary => canary::go(),
     };
     match out.finish(result) {
         Ok(code) => ExitCode::from(code),

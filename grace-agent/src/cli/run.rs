@@ -74,7 +74,7 @@ impl Run {
     }
 }
 
-fn default_state() -> Result<PathBuf, Failure> {
+pub(super) fn default_state() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from(STATE));
     }

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use serde::Serialize;
 
 use super::ask::Failure;
-use crate::api::view::{FiringView, Health, StatusView};
+use crate::api::view::{FiringView, Health, ProbeView, ProcessView, StatusView};
 use crate::config::Mode;
 use crate::firing::{RungState, State, Subject};
 
@@ -249,6 +249,9 @@ fn what_it_sees(status: &StatusView, blind: bool, color: bool, out: &mut String)
             _ => escape(&probe.attach).into_owned(),
         };
         let _ = writeln!(out, "  {head:<10} {} {:<16} {rest}", mark(probe.state, color), probe.name);
+        if blind {
+            let _ = writeln!(out, "  {:<10}   {:<16} {}", "", "", paint(&probe_facts(probe), DIM, color));
+        }
         if (blind || probe.state != Health::Ok) && !probe.blind_to.is_empty() {
             let text = format!("cannot see: {}", probe.blind_to.join("; "));
             let _ = writeln!(out, "  {:<10}   {:<16} {}", "", "", paint(&escape(&text), DIM, color));
@@ -276,6 +279,63 @@ fn what_it_sees(status: &StatusView, blind: bool, color: bool, out: &mut String)
             trigger.holds
         );
     }
+}
+
+/// Descendants and slow calls of a process, where there are any.
+fn process_facts(process: &ProcessView) -> String {
+    let mut out = String::new();
+    if !process.descendants.is_empty() {
+        let _ = write!(out, ", {}", count(process.descendants.len(), "descendant", "descendants"));
+    }
+    if process.slow_calls > 0 {
+        let _ = write!(out, ", {} slow calls", process.slow_calls);
+    }
+    out
+}
+
+/// Self-test and cost of a probe, in one line.
+fn probe_facts(probe: &ProbeView) -> String {
+    let mut out = match &probe.self_test {
+        Some(when) => format!("saw its canary at {}", escape(when)),
+        None => "not self-tested yet".to_owned(),
+    };
+    match (probe.ns_per_run, probe.runs_per_s) {
+        (Some(ns), Some(runs)) => {
+            let _ = write!(out, " · {ns} ns a run, {runs} runs/s, {:.0} ns/s", ns * runs);
+        }
+        (None, Some(_)) => out.push_str(" · did not run in the last sample"),
+        _ => out.push_str(" · cost not sampled yet"),
+    }
+    if let Some(missed) = probe.missed {
+        let _ = write!(out, " · {missed} runs missed");
+    }
+    out
+}
+
+/// The account of the probes' events: produced = delivered + lost (+ in flight).
+fn accounts(status: &StatusView, out: &mut String) {
+    for (i, ring) in status.ring.iter().enumerate() {
+        let head = if i == 0 { "account" } else { "" };
+        let lost: Vec<String> =
+            ring.lost.iter().map(|(cause, n)| format!("{n} lost ({})", escape(cause))).collect();
+        let lost = if lost.is_empty() { "0 lost".to_owned() } else { lost.join(" + ") };
+        let delivered = match (ring.delivered, ring.in_flight) {
+            (Some(n), Some(0)) => format!("{n} delivered"),
+            (Some(n), Some(flight)) => format!("{n} delivered + {flight} in flight"),
+            _ => "an unknown number delivered (an agent was killed in a flood)".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "  {head:<10} {:<8} {} produced = {delivered} + {lost}",
+            escape(&ring.class),
+            ring.produced
+        );
+    }
+    let pinned = match &status.unpinned {
+        None => "the probes are pinned: they see on while no agent runs".to_owned(),
+        Some(why) => format!("the probes end with the agent: {}", escape(why)),
+    };
+    let _ = writeln!(out, "  {:<10} {pinned}", "restart");
 }
 
 /// What the agent found at start: printed in the foreground.
@@ -334,10 +394,11 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         };
         let _ = writeln!(
             out,
-            "  {:<10} {:<18} {state}, {}",
+            "  {:<10} {:<18} {state}, {}{}",
             "",
             process.name,
-            count(process.restarts as usize, "restart", "restarts")
+            count(process.restarts as usize, "restart", "restarts"),
+            process_facts(process)
         );
     }
     let mut busiest: Vec<_> = status.syscalls.iter().filter(|s| s.calls > 0).collect();
@@ -355,6 +416,17 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
             "  {head:<10} {:<10} {:>12} calls, {:>9} errors, {latency}",
             row.class, row.calls, row.errors
         );
+    }
+    if !busiest.is_empty() {
+        let timed = match status.latency.share {
+            share if share >= 1.0 => "every call is timed".to_owned(),
+            share if share > 0.0 => format!("calls are timed {:.1} % of the time (budget)", share * 100.0),
+            _ => "calls are not timed".to_owned(),
+        };
+        let _ = writeln!(out, "  {:<10} {timed}, {:.0} calls/s", "", status.latency.calls_per_s);
+    }
+    if blind {
+        accounts(status, &mut out);
     }
     let lost: Vec<String> =
         status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{} {n}", escape(c))).collect();

@@ -148,7 +148,11 @@ mod tests {
         assert_eq!(parse(&text), Config::default());
 
         let on = parse(&switched_on(&text));
-        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, Config::default());
+        let mut wanted = Config::default();
+        // Not set by default: switched on it is the example.
+        wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
+        assert!(wanted.triggers.health_gap.spinning.is_some());
+        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
         assert_eq!((on.process.len(), on.file.len()), (1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);

@@ -210,6 +210,16 @@ impl Config {
             out.push(&drift("sweep"), "must be at least `1s`: a sweep reads every owned file");
         }
 
+        if !(0.0..=100.0).contains(&self.probes.budget_percent) {
+            let at = [Step::Key("probes"), Step::Key("budget_percent")];
+            out.push(&at, "must be a share of one core between 0 and 100");
+        }
+        let health = |key| [Step::Key("triggers"), Step::Key("health_gap"), Step::Key(key)];
+        out.longer_than_zero(&health("blocked"), self.triggers.health_gap.blocked);
+        if let Some(spinning) = self.triggers.health_gap.spinning {
+            out.longer_than_zero(&health("spinning"), spinning);
+        }
+
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
         out.0

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use grace_common::CLASS_NAMES;
 use tokio::sync::broadcast;
 
 use super::executor::{Executor, lock};
@@ -13,10 +14,12 @@ use super::{declare, degraded};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
-    ConfigView, CostView, ExplainView, FiringView, Health, PathAnswer, ProbeView, ProcessView, SnapshotView,
-    SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
+    ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, LatencyView, PathAnswer,
+    ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView, TaskView, TriggerView,
+    VerifyVerdict, VerifyView,
 };
 use crate::clock;
+use crate::config;
 use crate::config::{Config, Process};
 use crate::error_chain::chain;
 use crate::event::Kind;
@@ -40,6 +43,9 @@ pub(super) struct Agent {
     /// Where there are no probes: which ones, and why not.
     pub(super) probe_views: Vec<ProbeView>,
     pub(super) reader: Option<Arc<Reader>>,
+    pub(super) latency: Arc<Mutex<LatencyView>>,
+    /// Settings of the kernel side in force, shared with upkeep.
+    pub(super) probe_settings: Arc<Mutex<config::Probes>>,
     pub(super) gpu: Mutex<SourceView>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
@@ -183,13 +189,22 @@ impl Control for Agent {
             BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
         lost.extend(self.executor.files.lost());
         let mut delivered = BTreeMap::new();
+        let mut ring = Vec::new();
         if let (Some(probes), Some(reader)) = (&self.probes, &self.reader) {
-            let arrived = reader.delivered();
-            for ((class, (_, n)), arrived) in
-                probes.produced_and_lost().into_iter().zip([arrived[1], arrived[0]])
-            {
-                lost.insert(class.to_owned(), n);
-                delivered.insert(class.to_owned(), arrived);
+            let (lost_now, arrived) = (probes.lost_now(), reader.delivered());
+            for (class, (account, read)) in reader.accounts().into_iter().enumerate() {
+                let name = CLASS_NAMES[class];
+                lost.insert(name.to_owned(), lost_now[class]);
+                delivered.insert(name.to_owned(), arrived[class]);
+                let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+                ring.push(RingView {
+                    class: name.to_owned(),
+                    produced: account.produced,
+                    delivered: read,
+                    lost: account.causes().into_iter().map(|(cause, n)| (cause.to_owned(), n)).collect(),
+                    in_flight: read
+                        .map(|read| signed(account.produced) - signed(account.lost()) - signed(read)),
+                });
             }
             lost.insert("undecoded".to_owned(), reader.undecoded());
         }
@@ -199,7 +214,16 @@ impl Control for Agent {
             .into_iter()
             .map(|name| {
                 let running = executor.processes.running(&name);
+                let more = running.map(|r| executor.processes.view(r.0)).unwrap_or_default();
                 ProcessView {
+                    descendants: more
+                        .descendants
+                        .into_iter()
+                        .take(32)
+                        .map(|d| DescendantView { pid: d.pid, comm: d.comm, since: clock::rfc3339(d.since) })
+                        .collect(),
+                    slow_calls: more.slow_calls,
+                    syscalls: more.calls,
                     pid: running.map(|r| r.0),
                     since: running.map(|r| clock::rfc3339(r.1)),
                     restarts: lock(&executor.starts).get(&name).map_or(0, |n| n.saturating_sub(1)),
@@ -221,6 +245,9 @@ impl Control for Agent {
             files: executor.store.current().map_or(0, |owned| owned.len()),
             processes,
             syscalls: self.probes.as_ref().map(|p| p.syscalls()).unwrap_or_default(),
+            latency: *lock(&self.latency),
+            ring,
+            unpinned: self.probes.as_ref().and_then(|p| p.unpinned().map(str::to_owned)),
             holds: duties.iter().map(|d| d.holds).sum(),
             triggers,
             lost,

@@ -24,14 +24,14 @@ use tokio::sync::broadcast;
 use crate::actions::restore_file;
 use crate::actions::start_process::{self, Adopted};
 use crate::api::server;
-use crate::api::view::{ConfigView, CostView, FiringView, Health, ProbeView, SourceView};
+use crate::api::view::{ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, SourceView};
 use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
 use crate::config::{Config, Process};
 use crate::engine::Engine;
 use crate::error_chain::chain;
-use crate::event::{Event, Exit, Kind};
+use crate::event::{Event, Kind};
 use crate::file_state::ContentKind;
 use crate::host;
 use crate::journal::Journal;
@@ -41,12 +41,14 @@ use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Store, StoreError, Take};
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
+use crate::sources::ebpf::self_test;
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
+use upkeep::Upkeep;
 
 /// Events between sources and engine. A full channel makes the sources wait; what the kernel then drops it counts.
 const CHANNEL: usize = 8192;
@@ -90,7 +92,14 @@ fn serve(
     let (firings, _) = broadcast::channel::<FiringView>(1024);
 
     // Loading the probes takes most of the start: the rest is done beside it.
-    let loading = std::thread::Builder::new().name("grace-load".into()).spawn(ebpf::load)?;
+    let pin = (config.probes.pin && rustix::process::geteuid().is_root())
+        .then(|| state.path().canonicalize())
+        .transpose()
+        .context("the state folder")?;
+    let slow_rate = config.probes.slow_rate;
+    let loading = std::thread::Builder::new()
+        .name("grace-load".into())
+        .spawn(move || ebpf::load(ebpf::Options { pin: pin.as_deref(), slow_rate }))?;
     let store = Arc::new(Store::open(&state)?);
     let tell = firings.clone();
     let journal = Arc::new(Journal::open(state.db()?, state.db()?, move |view| {
@@ -101,10 +110,10 @@ fn serve(
     journal.close_old(next_firing)?;
     let leftovers = recover(&store, &state, &journal);
     let owned = own_configured(&config, &store, &journal)?;
-    let (probes, ring, probe_views) = match loading.join() {
-        Ok(Ok((probes, ring))) => {
+    let (probes, rings, probe_views) = match loading.join() {
+        Ok(Ok((probes, rings))) => {
             let probes = Arc::new(probes);
-            (Some(Arc::clone(&probes)), Some(ring), probes.views())
+            (Some(Arc::clone(&probes)), Some(rings), probes.views())
         }
         Ok(Err(err)) => {
             tracing::warn!(why = %chain(&err), "no kernel probes: Grace works on, and sees less");
@@ -112,9 +121,12 @@ fn serve(
         }
         Err(_) => anyhow::bail!("loading the probes panicked"),
     };
-    let reader = match (&probes, ring) {
-        (Some(probes), Some(ring)) => {
-            Some(Reader::start(ring, probes).context("cannot read the probes' ring")?)
+    let reader = match (&probes, rings) {
+        (Some(probes), Some(rings)) => {
+            let reader =
+                Reader::start(rings, probes, events.clone()).context("cannot read the probes' rings")?;
+            self_test::quick(probes, &reader);
+            Some(reader)
         }
         _ => None,
     };
@@ -128,6 +140,9 @@ fn serve(
     }
     let processes = Processes::start(probes.clone(), reader.clone(), events.clone())
         .context("cannot start to watch processes")?;
+    if let Some(reader) = &reader {
+        reader.tell_processes(Arc::clone(&processes));
+    }
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -167,6 +182,9 @@ fn serve(
     for line in leftovers {
         journal.note("recovery", line);
     }
+    for note in probes.iter().flat_map(|probes| probes.notes()) {
+        journal.note("probes", note.clone());
+    }
     for snapshot in owned {
         executor.own(&snapshot.path, snapshot.known);
     }
@@ -175,13 +193,19 @@ fn serve(
     }
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
-    let upkeep_thread = {
-        let (probes, executor, cost, stop) =
-            (probes.clone(), Arc::clone(&executor), Arc::clone(&cost), Arc::clone(&stop));
-        std::thread::Builder::new()
-            .name("grace-upkeep".into())
-            .spawn(move || upkeep::run(probes.as_ref(), &executor, &cost, &stop))?
+    let latency = Arc::new(Mutex::new(LatencyView::default()));
+    let probe_settings = Arc::new(Mutex::new(config.probes.clone()));
+    let upkeep = Upkeep {
+        kernel: probes.clone().zip(reader.clone()),
+        executor: Arc::clone(&executor),
+        cost: Arc::clone(&cost),
+        latency: Arc::clone(&latency),
+        settings: Arc::clone(&probe_settings),
+        stop: Arc::clone(&stop),
     };
+    let upkeep_thread =
+        std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;
+    let probes_at_end = probes.clone();
     let agent = Arc::new(Agent {
         since,
         ready_us,
@@ -189,6 +213,8 @@ fn serve(
         probes,
         probe_views,
         reader,
+        latency,
+        probe_settings,
         gpu: Mutex::new(SourceView {
             name: "gpu".into(),
             state: Health::Off,
@@ -206,7 +232,7 @@ fn serve(
     runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
 
-    runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
+    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
     stop.store(true, Ordering::Release);
@@ -218,6 +244,10 @@ fn serve(
         }
     }
     upkeep_thread.thread().unpark();
+    // A stopped agent leaves nothing in the kernel. One that is stopped to be started again leaves its probes.
+    if !again && let Some(Err(err)) = probes_at_end.map(|probes| probes.unpin()) {
+        tracing::error!(%err, "the probes' pins cannot be taken away: they run on");
+    }
     journal.note("stop", "grace stopped".to_owned());
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     journal.close();
@@ -231,13 +261,14 @@ fn serve(
     Ok(())
 }
 
-/// Serves the socket and the terminal until a signal ends it.
+/// Serves the socket and the terminal until a signal ends it. True: the agent is to be started again (SIGUSR1, systemd's
+/// RestartKillSignal=).
 async fn until_told(
     options: &RunOptions,
     agent: &Arc<Agent>,
     listener: std::os::unix::net::UnixListener,
     reloaded: &Mutex<Option<Config>>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let (closing, closed) = tokio::sync::oneshot::channel::<()>();
@@ -255,10 +286,13 @@ async fn until_told(
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
+    let mut usr1 = signal(SignalKind::user_defined1())?;
+    let mut again = false;
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
+            _ = usr1.recv() => { again = true; break; }
             _ = hup.recv() => reload(options, agent, reloaded),
             firing = follow.recv() => match firing {
                 Ok(firing) if !options.quiet && show::worth_a_line(&firing) => print(&format!("{}\n", show::firing_line(&firing, options.color))),
@@ -274,7 +308,7 @@ async fn until_told(
     let _ = closing.send(());
     // Streams end now, answers under way within two seconds.
     drop(server.await);
-    Ok(())
+    Ok(again)
 }
 
 /// SIGHUP: the new configuration where it is good, else the old one and why.
@@ -312,6 +346,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for process in &config.process {
         declare(executor, process.clone());
     }
+    *lock(&agent.probe_settings) = config.probes.clone();
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());
@@ -374,7 +409,8 @@ fn declare(executor: &Executor, process: Process) {
         }
         Adopted::Ended(pid) => {
             executor.send(Kind::ProcessDeclared { name: name.clone(), policy, pid: Some(pid) });
-            executor.send(Kind::ProcessExited { name, pid, exit: Exit::default(), stderr_tail: Vec::new() });
+            let exit = executor.processes.ended_unseen(pid);
+            executor.send(Kind::ProcessExited { name, pid, exit, stderr_tail: Vec::new() });
         }
         Adopted::Never => executor.send(Kind::ProcessDeclared { name, policy, pid: None }),
     }

@@ -1,7 +1,6 @@
-//! What is done by the clock: counting losses, taking samples of syscall latency and of Grace's own cost, cutting
-//! captured logs.
+//! What is done by the clock: counting losses, timing system calls within the budget, samples of Grace's own cost,
+//! self-tests of the probes, progress of declared processes, cutting captured logs.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,73 +9,179 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
 use crate::actions::start_process;
-use crate::api::view::CostView;
+use crate::api::view::{CostView, LatencyView};
 use crate::clock::Stopwatch;
-use crate::event::Kind;
+use crate::config;
 use crate::host;
-use crate::sources::ebpf::{Probes, measure_run_time};
+use crate::sources::ebpf::latency::Governor;
+use crate::sources::ebpf::reader::Reader;
+use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
 
 /// Period of the thread.
 const TICK: Duration = Duration::from_secs(1);
-/// Seconds between samples of latency and of the probes' cost.
-const CYCLE: u64 = 30;
-/// When in the cycle syscalls are timed, and when the probes' run time is measured: one tick each.
-const LATENCY_AT: u64 = 3;
-const COST_AT: u64 = 18;
+/// Seconds between samples of the probes' cost, and when in that cycle: one tick.
+const COST_EVERY: u64 = 30;
+const COST_AT: u64 = 3;
+/// Seconds between self-tests.
+const SELF_TEST_EVERY: u64 = 3600;
+/// Seconds between looks at the progress of processes, and between lessons of what is slow for them.
+const PROGRESS_EVERY: u64 = 5;
+/// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
+const LEFTOVERS_AT: u64 = 30;
+/// What the way into a program and back costs beside its own run time, in nanoseconds: about half of what empty hooks
+/// on both sides of a call cost (see the `syscall` benchmark).
+const HOOK_NS: f64 = 10.0;
 
-/// Runs until `stop`.
-pub(super) fn run(
-    probes: Option<&Arc<Probes>>,
-    executor: &Executor,
-    cost: &Mutex<CostView>,
-    stop: &AtomicBool,
-) {
-    let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let mut cpu = (cpu_ns(), Stopwatch::start());
-    let mut run_time: Option<(std::os::fd::OwnedFd, u64, Stopwatch)> = None;
-    let mut second = 0;
-    while !stop.load(Ordering::Acquire) {
-        std::thread::park_timeout(TICK);
-        second += 1;
-        if let Some(probes) = probes {
-            for (class, (_, total)) in probes.produced_and_lost() {
-                if total > lost.insert(class, total).unwrap_or(0) {
-                    executor.send(Kind::Lost { class: class.to_owned(), total });
+/// What the thread shares with others.
+pub(super) struct Upkeep {
+    pub(super) kernel: Option<(Arc<Probes>, Arc<Reader>)>,
+    pub(super) executor: Arc<Executor>,
+    pub(super) cost: Arc<Mutex<CostView>>,
+    pub(super) latency: Arc<Mutex<LatencyView>>,
+    pub(super) settings: Arc<Mutex<config::Probes>>,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl Upkeep {
+    /// Runs until `stop`.
+    pub(super) fn run(self) {
+        let settings = lock(&self.settings).clone();
+        let mut timer = Timer { governor: Governor::new(settings.clone()), calls: None, settings };
+        let mut sample: Option<Sample> = None;
+        let mut cpu = (cpu_ns(), Stopwatch::start());
+        let mut second = 0;
+        while !self.stop.load(Ordering::Acquire) {
+            let on = match &self.kernel {
+                Some((probes, _)) => self.time_calls(&mut timer, probes),
+                None => 0.0,
+            };
+            self.rest(on);
+            second += 1;
+            if let Some((probes, reader)) = &self.kernel {
+                reader.tell_losses();
+                if let Some(sample) = sample.take() {
+                    lock(&self.cost).bpf_ns_per_s = Some(sample.end(probes, &mut timer.governor));
+                }
+                if second % SELF_TEST_EVERY == 1 {
+                    self_test::quick(probes, reader);
+                    self_test::with_process(probes, reader, false);
+                } else if second % COST_EVERY == COST_AT {
+                    sample = Sample::begin(probes);
+                }
+                if second == LEFTOVERS_AT {
+                    probes.forget_leftovers();
                 }
             }
-            probes.time_syscalls(second % CYCLE == LATENCY_AT);
-            if let Some((stats, before, watch)) = run_time.take() {
-                let spent = probes.run_time_ns().saturating_sub(before);
-                drop(stats);
-                let wall = u64::try_from(watch.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
-                lock(cost).bpf_ns_per_s =
-                    u64::try_from(u128::from(spent) * 1_000_000_000 / u128::from(wall)).ok();
+            if second % PROGRESS_EVERY == 0 {
+                self.executor.processes.check_progress();
             }
-            if second % CYCLE == COST_AT
-                && let Some(stats) = measure_run_time()
-            {
-                run_time = Some((stats, probes.run_time_ns(), Stopwatch::start()));
+            // What is slow from the first call on needs no lesson, so it is set at once.
+            if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
+                self.executor.processes.learn_slow(&timer.settings);
+            }
+            if second % 10 == 0 || second == 2 {
+                let now = cpu_ns();
+                let wall = cpu.1.elapsed().as_nanos().max(1);
+                let mut cost = lock(&self.cost);
+                // Two decimals: a sample has no more.
+                cost.cpu_percent =
+                    (now.saturating_sub(cpu.0) as f64 / wall as f64 * 10_000.0).round() / 100.0;
+                cost.rss_bytes = host::rss_bytes();
+                drop(cost);
+                cpu = (now, Stopwatch::start());
+                self.cut_logs();
             }
         }
-        if second % 10 == 0 || second == 2 {
-            let now = cpu_ns();
-            let wall = cpu.1.elapsed().as_nanos().max(1);
-            let mut cost = lock(cost);
-            // Two decimals: a sample has no more.
-            cost.cpu_percent = (now.saturating_sub(cpu.0) as f64 / wall as f64 * 10_000.0).round() / 100.0;
-            cost.rss_bytes = host::rss_bytes();
-            drop(cost);
-            cpu = (now, Stopwatch::start());
-            let names: Vec<String> = lock(&executor.specs).keys().cloned().collect();
-            for name in names {
-                if let Err(err) = start_process::cut_logs(&executor.logs, &name) {
-                    tracing::warn!(process = %name, %err, "its captured log cannot be cut");
-                }
+        if let Some((probes, _)) = &self.kernel {
+            probes.time_syscalls(false);
+        }
+    }
+
+    /// Turns the timing of calls on where the second that begins has a share of it; how long, in seconds.
+    fn time_calls(&self, timer: &mut Timer, probes: &Probes) -> f64 {
+        let settings = lock(&self.settings).clone();
+        if settings != timer.settings {
+            probes.set_slow_rate(settings.slow_rate);
+            timer.governor.set(settings.clone());
+            timer.settings = settings;
+        }
+        let calls = probes.calls();
+        let rate = timer.calls.as_ref().map_or(0.0, |(before, watch)| {
+            calls.saturating_sub(*before) as f64 / watch.elapsed().as_secs_f64().max(1e-3)
+        });
+        // The first second has no rate yet: nothing is timed before it is known what that would cost.
+        let known = timer.calls.replace((calls, Stopwatch::start())).is_some();
+        let on = if known { timer.governor.next_second(rate) } else { 0.0 };
+        let on = if probes.time_syscalls(on > 0.0) { on } else { 0.0 };
+        let share = (timer.governor.share() * 1000.0).round() / 1000.0;
+        *lock(&self.latency) = LatencyView { share, calls_per_s: rate.round() };
+        on
+    }
+
+    /// Rests for a tick, of which calls are timed for `on` seconds.
+    fn rest(&self, on: f64) {
+        let on = Duration::from_secs_f64(on.clamp(0.0, 1.0));
+        if on > Duration::ZERO && on < TICK {
+            std::thread::park_timeout(on);
+            if let Some((probes, _)) = &self.kernel {
+                probes.time_syscalls(false);
+            }
+            std::thread::park_timeout(TICK - on);
+        } else {
+            std::thread::park_timeout(TICK);
+        }
+    }
+
+    fn cut_logs(&self) {
+        let names: Vec<String> = lock(&self.executor.specs).keys().cloned().collect();
+        for name in names {
+            if let Err(err) = start_process::cut_logs(&self.executor.logs, &name) {
+                tracing::warn!(process = %name, %err, "its captured log cannot be cut");
             }
         }
     }
-    if let Some(probes) = probes {
-        probes.time_syscalls(false);
+}
+
+/// Decides how much is timed.
+struct Timer {
+    governor: Governor,
+    /// Calls of the host and when they were read.
+    calls: Option<(u64, Stopwatch)>,
+    settings: config::Probes,
+}
+
+/// A sample of what the probes cost, under way.
+struct Sample {
+    /// Holds the kernel's statistics on.
+    _stats: std::os::fd::OwnedFd,
+    before: std::collections::BTreeMap<&'static str, Runs>,
+    watch: Stopwatch,
+}
+
+impl Sample {
+    fn begin(probes: &Probes) -> Option<Self> {
+        Some(Self { _stats: measure_run_time()?, before: probes.runs(), watch: Stopwatch::start() })
+    }
+
+    /// Nanoseconds in probes a second.
+    fn end(self, probes: &Probes, governor: &mut Governor) -> u64 {
+        let seconds = self.watch.elapsed().as_secs_f64().max(1e-3);
+        let mut total = 0.0;
+        for (name, now) in probes.runs() {
+            let before = self.before.get(name).copied().unwrap_or_default();
+            let (time, runs) =
+                (now.time_ns.saturating_sub(before.time_ns), now.count.saturating_sub(before.count));
+            let each = (runs > 0).then(|| time as f64 / runs as f64);
+            probes.note_cost(name, each, runs as f64 / seconds, now.missed);
+            total += time as f64;
+            if name == "syscall_latency"
+                && runs > 1000
+                && let Some(each) = each
+            {
+                governor.measured(each + 2.0 * HOOK_NS);
+            }
+        }
+        (total / seconds) as u64
     }
 }
 

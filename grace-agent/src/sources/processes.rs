@@ -1,7 +1,8 @@
 //! The source of process facts: notices the end of declared processes and says how they ended.
 //!
 //! A pidfd per process tells that it ended; waitid(2) its status, where Grace is the parent; the task_exit probe the
-//! status of adopted ones and who sent the fatal signal. One thread waits on all pidfds.
+//! status of adopted ones, who sent the fatal signal and the peak of memory. One thread waits on all pidfds. What their
+//! descendants do (`lineage.rs`), which calls were slow and whether they make progress (`progress.rs`) comes in here, too.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,14 +12,18 @@ use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use grace_common::TaskExit;
+use grace_common::{ProcExec, ProcFork, SYSCALL_CLASSES, SlowCall, TaskExit};
 use rustix::event::epoll;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
-use super::ebpf::Probes;
+use super::cgroup;
 use super::ebpf::reader::Reader;
+use super::ebpf::{Probes, quantile};
+use super::lineage::{Descendant, Lineage};
+use super::progress::Progress;
 use super::who::actor;
 use crate::clock;
+use crate::config;
 use crate::event::{Actor, Event, Exit, Kind, Timestamp};
 use crate::prompt::prompt;
 
@@ -27,6 +32,10 @@ const TAIL_LINES: usize = 10;
 const TAIL_LINE: usize = 400;
 /// Bytes read from the end of the log for them.
 const TAIL_BYTES: u64 = 8 << 10;
+/// Slow calls told to the engine a second; more are counted.
+const SLOW_TOLD: u32 = 20;
+/// Timed calls of a class before its p99 says what is normal.
+const LEARNED: u64 = 100;
 
 /// A running declared process.
 #[derive(Debug)]
@@ -38,6 +47,21 @@ struct Running {
     stderr: PathBuf,
     /// Grace ends it on purpose.
     asked_for: bool,
+    progress: Progress,
+    /// From when on a call is slow, by class, in nanoseconds.
+    slow_from: [u64; SYSCALL_CLASSES],
+    slow_calls: u64,
+}
+
+/// What is known of a running process beyond its number.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunningView {
+    /// Living descendants, oldest first.
+    pub descendants: Vec<Descendant>,
+    /// Slow calls, descendants' too.
+    pub slow_calls: u64,
+    /// System calls, descendants' too; none: no probe counts them.
+    pub calls: Option<u64>,
 }
 
 /// The processes that are watched now.
@@ -48,6 +72,9 @@ pub struct Processes {
     probes: Option<Arc<Probes>>,
     reader: Option<Arc<Reader>>,
     out: SyncSender<Event>,
+    lineage: Mutex<Lineage>,
+    /// The second in which slow calls were told last, and how many of them.
+    slow_told: Mutex<(u64, u32)>,
 }
 
 /// Identity of a process beyond its number, which is used again.
@@ -77,6 +104,8 @@ impl Processes {
             probes,
             reader,
             out,
+            lineage: Mutex::new(Lineage::default()),
+            slow_told: Mutex::new((0, 0)),
         });
         let weak = Arc::downgrade(&this);
         let fd = this.epoll.try_clone()?;
@@ -99,6 +128,7 @@ impl Processes {
 
     /// Watches `pid` as the declared process `name`. The caller vouches that `pidfd` is of that process.
     pub fn watch(&self, name: &str, pid: u32, pidfd: OwnedFd, stderr: PathBuf) -> io::Result<()> {
+        lock(&self.lineage).begin(pid);
         if let Some(probes) = &self.probes {
             // Refused only where the map is full; the status then still comes from waitid.
             probes.watch_task(pid);
@@ -114,8 +144,132 @@ impl Processes {
         epoll::add(&self.epoll, &pidfd, data, epoll::EventFlags::IN)?;
         let since = clock::boottime();
         let name = name.to_owned();
-        running.insert(slot, Running { name, pid, pidfd, since, stderr, asked_for: false });
+        let progress = Progress::default();
+        let slow_from = [u64::MAX; SYSCALL_CLASSES];
+        running.insert(
+            slot,
+            Running { name, pid, pidfd, since, stderr, asked_for: false, progress, slow_from, slow_calls: 0 },
+        );
         Ok(())
+    }
+
+    /// How the process `pid`, declared as `name`, ended while no agent ran: the probes remember it where they ran on.
+    #[must_use]
+    pub fn ended_unseen(&self, pid: u32) -> Exit {
+        let seen = self.reader.as_ref().and_then(|reader| reader.exit_of(pid));
+        if let Some(probes) = &self.probes {
+            probes.unwatch_task(pid);
+        }
+        let Some(seen) = seen else { return Exit::default() };
+        self.exit_from(None, Some(&seen), Timestamp(seen.start_ns), Timestamp(seen.header.at_ns))
+    }
+
+    /// What is known of the running process `pid`.
+    #[must_use]
+    pub fn view(&self, pid: u32) -> RunningView {
+        let slow_calls = lock(&self.running).values().find(|r| r.pid == pid).map_or(0, |r| r.slow_calls);
+        let (descendants, _) = lock(&self.lineage).of(pid);
+        let calls = self.probes.as_ref().and_then(|p| p.proc_stats(pid)).map(|stats| stats.calls);
+        RunningView { descendants, slow_calls, calls }
+    }
+
+    /// A watched process has a child.
+    pub fn forked(&self, record: &ProcFork) {
+        lock(&self.lineage).forked(record);
+    }
+
+    /// A watched process runs another program.
+    pub fn execed(&self, record: &ProcExec) {
+        lock(&self.lineage).execed(record);
+    }
+
+    /// A descendant of a watched process has ended.
+    pub fn descendant_ended(&self, record: &TaskExit) {
+        let at = Timestamp(record.header.at_ns);
+        let who = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
+        let exit = self.exit_from(None, Some(record), Timestamp(record.start_ns), at);
+        lock(&self.lineage).ended(record.root, record.task.tgid);
+        // A build has thousands that end well: the engine is told of the others.
+        if exit.code != Some(0)
+            && let Some(name) = self.name_of(record.root)
+        {
+            self.send(Kind::DescendantExited { name, who, exit }, at);
+        }
+    }
+
+    /// A call was slow.
+    pub fn slow(&self, record: &SlowCall) {
+        let at = Timestamp(record.header.at_ns);
+        let (name, slow_ns) = {
+            let mut running = lock(&self.running);
+            let Some(found) = running.values_mut().find(|r| r.pid == record.root) else { return };
+            found.slow_calls += 1;
+            let class = usize::try_from(record.class).unwrap_or(usize::MAX);
+            (found.name.clone(), found.slow_from.get(class).copied().unwrap_or(u64::MAX))
+        };
+        {
+            let mut told = lock(&self.slow_told);
+            let second = at.0 / 1_000_000_000;
+            *told = if told.0 == second { (second, told.1 + 1) } else { (second, 1) };
+            if told.1 > SLOW_TOLD {
+                return;
+            }
+        }
+        let kind = Kind::SlowCall {
+            name,
+            who: actor(self.probes.as_deref(), record.task.tgid, Some(&record.task)),
+            call: call_name(record.nr),
+            took_us: record.ns / 1000,
+            slow_us: slow_ns / 1000,
+            wait: self.probes.as_ref().and_then(|p| p.wait_channel(record.wait)),
+            stack: Some(record.stack).filter(|stack| *stack >= 0),
+        };
+        self.send(kind, at);
+    }
+
+    /// Looks whether each process makes progress. To be called every few seconds.
+    pub fn check_progress(&self) {
+        let now = clock::boottime();
+        let mut changes = Vec::new();
+        for running in lock(&self.running).values_mut() {
+            let calls = self.probes.as_ref().and_then(|p| p.proc_stats(running.pid)).map(|s| s.calls);
+            if let Some((doing, since, wait)) = running.progress.look(running.pid, calls, now) {
+                let (name, pid) = (running.name.clone(), running.pid);
+                changes.push(Kind::Progress { name, pid, doing, since, wait });
+            }
+        }
+        changes.into_iter().for_each(|kind| self.send(kind, now));
+    }
+
+    /// Learns from each process's own calls from when on one is slow. To be called every few seconds.
+    pub fn learn_slow(&self, settings: &config::Probes) {
+        let Some(probes) = &self.probes else { return };
+        let least = u64::try_from(settings.slow_at_least.get().as_nanos()).unwrap_or(u64::MAX);
+        for running in lock(&self.running).values_mut() {
+            let Some(stats) = probes.proc_stats(running.pid) else { continue };
+            let slow_from = stats.hist.map(|hist| {
+                let hist = hist.map(u64::from);
+                let p99 = quantile(&hist, 0.99).filter(|_| hist.iter().sum::<u64>() >= LEARNED);
+                match (settings.slow_factor, p99) {
+                    (0, _) => least,
+                    (factor, Some(p99)) => least.max(p99.saturating_mul(u64::from(factor))),
+                    (_, None) => u64::MAX,
+                }
+            });
+            if slow_from != running.slow_from {
+                running.slow_from = slow_from;
+                probes.set_slow_from(running.pid, slow_from);
+            }
+        }
+    }
+
+    fn name_of(&self, root: u32) -> Option<String> {
+        lock(&self.running).values().find(|r| r.pid == root).map(|r| r.name.clone())
+    }
+
+    fn send(&self, kind: Kind, at: Timestamp) {
+        // Fails only when the engine has ended, with the agent.
+        drop(self.out.send(Event { at, kind }));
     }
 
     /// A running process by name: its pid and since when it runs.
@@ -136,26 +290,30 @@ impl Processes {
     }
 
     fn ended(&self, slot: u64) {
+        let Some(pid) = lock(&self.running).get(&slot).map(|r| r.pid) else { return };
+        // While it still has its name: what its descendants did just before is told first.
+        let seen = self.reader.as_ref().and_then(|r| r.exit_of(pid));
         let Some(running) = lock(&self.running).remove(&slot) else { return };
         let _ = epoll::delete(&self.epoll, &running.pidfd);
         let at = clock::boottime();
         let status = rustix::process::waitid(WaitId::PidFd(running.pidfd.as_fd()), WaitIdOptions::EXITED);
-        let seen = self.reader.as_ref().and_then(|r| r.exit_of(running.pid));
         if let Some(probes) = &self.probes {
             probes.unwatch_task(running.pid);
         }
-        let exit = self.describe(&running, status.ok().flatten().as_ref(), seen.as_ref(), at);
+        let began = seen.map_or(running.since, |s| Timestamp(s.start_ns));
+        let mut exit = self.exit_from(status.ok().flatten().as_ref(), seen.as_ref(), began, at);
+        exit.asked_for = running.asked_for;
+        lock(&self.lineage).end(running.pid);
         let stderr_tail = tail(&running.stderr).unwrap_or_default();
         let kind = Kind::ProcessExited { name: running.name, pid: running.pid, exit, stderr_tail };
-        // Fails only when the engine has ended, with the agent.
-        drop(self.out.send(Event { at, kind }));
+        self.send(kind, at);
     }
 
-    fn describe(
+    fn exit_from(
         &self,
-        running: &Running,
         waited: Option<&WaitIdStatus>,
         seen: Option<&TaskExit>,
+        began: Timestamp,
         at: Timestamp,
     ) -> Exit {
         let (code, signal, core_dumped) = match (waited, seen) {
@@ -178,10 +336,31 @@ impl Processes {
                 actor(self.probes.as_deref(), s.task.tgid, Some(&s.task))
             }
         });
-        let began = seen.map_or(running.since, |s| Timestamp(s.start_ns));
         let ran_ms = u64::try_from(at.since(began).as_millis()).unwrap_or(u64::MAX);
-        Exit { code, signal, core_dumped, sender, ran_ms, asked_for: running.asked_for }
+        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let max_rss_bytes = seen.map(|s| s.max_rss_pages).filter(|n| *n > 0).map(|n| n.saturating_mul(page));
+        let oom = seen.filter(|s| s.oom_victim != 0).map(why_out_of_memory);
+        Exit { code, signal, core_dumped, sender, ran_ms, asked_for: false, max_rss_bytes, oom }
     }
+}
+
+/// Why the kernel had no memory left when it chose the process of `seen`: its cgroup's limit, or the host's.
+fn why_out_of_memory(seen: &TaskExit) -> String {
+    let limit = cgroup::path(seen.task.cgroup)
+        .and_then(|path| cgroup::memory_limit_that_killed(&path))
+        .map(|max| format!("its cgroup's limit of {} MiB was reached", max >> 20));
+    let cause = limit.unwrap_or_else(|| "the host had no memory left".to_owned());
+    // Whoever asked for memory last made the kernel look for a victim; it may be the victim itself.
+    let asker = String::from_utf8_lossy(&seen.sender.task.comm).trim_end_matches('\0').to_owned();
+    match seen.sender.at_ns {
+        0 => cause,
+        _ => format!("{cause} when {} (pid {}) asked for more", asker.escape_debug(), seen.sender.task.tgid),
+    }
+}
+
+/// The name of a system call.
+fn call_name(nr: u32) -> String {
+    syscalls::Sysno::new(nr as usize).map_or_else(|| format!("syscall {nr}"), |call| call.name().to_owned())
 }
 
 /// A pidfd of `pid`.

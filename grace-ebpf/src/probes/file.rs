@@ -4,13 +4,14 @@
 //! first store through a shared mapping, chmod and chown; at most once per inode and timer tick for plain writes.
 //! Not for renames and unlinks: fanotify on the folder tells those.
 
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use grace_common::{FileDirty, InodeKey};
+use grace_common::{Class, FileDirty, InodeKey};
 
-use crate::emit::{emit, header};
-use crate::kernel::{OFF_INODE_INO, OFF_INODE_SB, OFF_SB_DEV, current, field};
-use crate::maps::INODES;
+use crate::emit::emit;
+use crate::kernel::{OFF_INODE_GENERATION, OFF_INODE_INO, OFF_INODE_SB, OFF_SB_DEV, current, field};
+use crate::maps::{INODES, TOUCHED};
 
 /// (struct inode *inode, int flags)
 #[btf_tracepoint(function = "writeback_mark_inode_dirty")]
@@ -22,15 +23,20 @@ pub fn file_dirty(ctx: BtfTracePointContext) -> i32 {
         _pad: 0,
         ino: unsafe { field(inode, &OFF_INODE_INO) },
     };
-    if unsafe { INODES.get(key) }.is_none() {
+    let Some(watch) = (unsafe { INODES.get(key) }) else { return 0 };
+    let generation: u32 = unsafe { field(inode, &OFF_INODE_GENERATION) };
+    if watch.generation_known != 0 && watch.generation != generation {
         return 0;
     }
-    emit(FileDirty {
-        header: header::<FileDirty>(),
-        inode: key,
-        flags: ctx.arg(1),
-        _pad: 0,
-        task: current(),
-    });
+    let task = current();
+    // The state first: whatever becomes of the event, who it was stays known.
+    if let Some(touch) = TOUCHED.get_ptr_mut(key) {
+        unsafe {
+            (*touch).at_ns = bpf_ktime_get_boot_ns();
+            (*touch).count += 1;
+            (*touch).task = task;
+        }
+    }
+    emit(Class::File, |header| FileDirty { header, inode: key, flags: ctx.arg(1), _pad: 0, task });
     0
 }

@@ -3,5 +3,6 @@
 mod exec;
 mod exit;
 mod file;
+mod fork;
 mod signal;
 mod syscall;

@@ -5,8 +5,8 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use grace_common::{SI_KERNEL, Sender, SignalKey};
 
-use crate::kernel::{OFF_SIGINFO_CODE, OFF_TASK_TGID, current, field};
-use crate::maps::{SIGNALS, TASKS};
+use crate::kernel::{OFF_SIGINFO_CODE, OFF_TASK_TGID, current, field, watched};
+use crate::maps::SIGNALS;
 
 /// The kernel passes these small numbers instead of a pointer (include/linux/sched/signal.h): SEND_SIG_NOINFO for a
 /// process's own request, SEND_SIG_PRIV for the kernel's.
@@ -17,7 +17,7 @@ const SEND_SIG_PRIV: u64 = 1;
 pub fn signal(ctx: BtfTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(2);
     let key = SignalKey { tgid: unsafe { field(task, &OFF_TASK_TGID) }, signal: ctx.arg(0) };
-    if unsafe { TASKS.get(key.tgid) }.is_none() {
+    if watched(key.tgid).is_none() {
         return 0;
     }
     let info: u64 = ctx.arg(1);

@@ -1,30 +1,46 @@
-//! The kernel probes, user side: loads and attaches them, reads their ring and maps.
+//! The kernel probes, user side: loads and attaches them, reads their rings and maps.
 //!
 //! The object is embedded by build.rs. Each probe is attached by itself: one that this kernel refuses is reported
 //! with what Grace cannot see without it, and the others work on. Nothing here judges.
+//!
+//! `known.rs` what each probe is · `ring.rs` events · `reader.rs` the thread that hands them on · `account.rs` what
+//! was lost and what it cost · `syscalls.rs`, `latency.rs`, `stacks.rs` calls, how much of them is timed, where they
+//! wait · `pins.rs` hot restart · `self_test.rs` canaries · `btf.rs` offsets.
 #![expect(unsafe_code, reason = "aya's Pod is a promise about bytes; each use says why it holds")]
 
+mod account;
 mod btf;
+mod known;
+pub mod latency;
+mod pins;
 pub mod reader;
-mod self_test;
+pub mod ring;
+pub mod self_test;
+mod stacks;
+mod syscalls;
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Mutex;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::links::FdLink;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, StackTraceMap};
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{BtfTracePoint, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use grace_common::{
-    CLASS_NAMES, Counts, FileDirty, InodeKey, KIND_FILE_DIRTY, KIND_TASK_EXIT, Proc, Record,
-    SYSCALL_CLASS_NAMES, SYSCALLS, SyscallCounts, SyscallLatency, TaskExit,
+    CLASSES, Counts, InodeKey, InodeWatch, MAYBE, Proc, ProcStats, SYSCALL_CLASS_NAMES, SYSCALL_CLASSES,
+    SYSCALLS, SlowFrom, SyscallCounts, SyscallLatency, Timing, Touch, Watched,
 };
 
 use crate::api::view::{Health, ProbeView, SyscallView};
 use crate::error_chain::chain;
 
-mod syscalls;
+pub use account::{Account, Runs};
+use known::{KNOWN, LATENCY, known, view};
+use pins::{OWNER_LEN, Pins};
+pub use ring::{RingEvent, Rings};
+pub use syscalls::quantile;
 
 /// The object with the probes; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("GRACE_BPF_EMBEDDED"));
@@ -70,60 +86,10 @@ pub enum ProbeError {
     /// A program was refused.
     #[error("the kernel refuses `{0}`")]
     Refused(&'static str, #[source] Box<ProgramError>),
+    /// A pinned program or link cannot be used.
+    #[error("the pinned `{0}` cannot be used: {1}")]
+    Pinned(&'static str, String),
 }
-
-/// What a probe is: where it attaches and what is lost without it.
-struct Known {
-    name: &'static str,
-    /// Programs of the object, each with its tracepoint.
-    programs: &'static [(&'static str, &'static str)],
-    /// What Grace cannot see when it does not run.
-    without: &'static [&'static str],
-    /// What it can never see.
-    never: &'static [&'static str],
-}
-
-const KNOWN: &[Known] = &[
-    Known {
-        name: "file_dirty",
-        programs: &[("file_dirty", "writeback_mark_inode_dirty")],
-        without: &[
-            "stores through shared mappings, until the next sweep",
-            "who wrote, where fanotify is refused",
-        ],
-        never: &["further stores into an already dirty mapping", "writes to the raw block device"],
-    },
-    Known {
-        name: "task_exit",
-        programs: &[("task_exit", "sched_process_exit")],
-        without: &["exit code and signal of adopted processes"],
-        never: &[],
-    },
-    Known {
-        name: "signal",
-        programs: &[("signal", "signal_generate")],
-        without: &["who sent a fatal signal"],
-        never: &[],
-    },
-    Known {
-        name: "exec",
-        programs: &[("exec", "sched_process_exec")],
-        without: &["the program of a writer that has already ended"],
-        never: &["processes that were forked and never called exec, once they have ended"],
-    },
-    Known {
-        name: "syscall_count",
-        programs: &[("syscall_count", "sys_exit")],
-        without: &["counts and errors of syscalls"],
-        never: &[],
-    },
-    Known {
-        name: "syscall_latency",
-        programs: &[("syscall_enter", "sys_enter"), ("syscall_latency", "sys_exit")],
-        without: &["latency of syscalls"],
-        never: &["calls outside of the duty cycle"],
-    },
-];
 
 /// The probes of a host whose kernel side could not be loaded at all.
 #[must_use]
@@ -131,190 +97,356 @@ pub fn unsupported(why: &ProbeError) -> Vec<ProbeView> {
     KNOWN.iter().map(|k| view(k, Health::Unsupported, Some(chain(why)))).collect()
 }
 
-fn view(known: &Known, state: Health, why: Option<String>) -> ProbeView {
-    let blind = if state == Health::Ok { known.never.iter() } else { known.without.iter() };
-    ProbeView {
-        name: known.name.to_owned(),
-        state,
-        attach: if state == Health::Ok {
-            known.programs.iter().map(|(_, hook)| format!("tp_btf/{hook}")).collect::<Vec<_>>().join(" + ")
-        } else {
-            String::new()
-        },
-        blind_to: blind.map(|s| (*s).to_owned()).collect(),
-        why,
-        self_test: None,
-    }
-}
-
-/// An event from the ring.
-#[derive(Debug, Clone, Copy)]
-pub enum RingEvent {
-    /// A watched inode was made dirty.
-    Dirty(FileDirty),
-    /// A watched process has ended.
-    Exit(TaskExit),
-}
-
 macro_rules! pod {
     ($($name:ident($inner:ty);)*) => {$(
         #[derive(Clone, Copy)]
         #[repr(transparent)]
         struct $name($inner);
-        // SAFETY: transparent over a repr(C) type of grace-common that consists of integers and arrays of
-        // integers without implicit padding (its size is asserted there).
+        // SAFETY: transparent over an integer array or a repr(C) type of grace-common that consists of integers and
+        // arrays of integers without implicit padding (its size is asserted there).
         unsafe impl aya::Pod for $name {}
     )*};
 }
 
 pod! {
     PodInode(InodeKey);
+    PodInodeWatch(InodeWatch);
+    PodTouch(Touch);
+    PodWatched(Watched);
+    PodMaybe([u8; MAYBE]);
     PodProc(Proc);
     PodCounts(Counts);
     PodSyscallCounts(SyscallCounts);
     PodSyscallLatency(SyscallLatency);
+    PodTiming(Timing);
+    PodProcStats(ProcStats);
+    PodSlowFrom(SlowFrom);
+    PodOwner([u8; OWNER_LEN]);
 }
 
-/// The loaded probes. Dropping it detaches them.
+/// BPF_NOEXIST: leave an entry that is there as it is.
+const NOEXIST: u64 = 1;
+
+/// Every map of the object that outlives an agent where pins are used. Not the loader's own.
+const MAPS: [&str; 19] = [
+    "FILES",
+    "EXITS",
+    "PROCESSES",
+    "SLOW",
+    "COUNTS",
+    "INODES",
+    "TOUCHED",
+    "TASKS",
+    "MAYBE_WATCHED",
+    "PROCS",
+    "SIGNALS",
+    "SYSCALL_COUNTS",
+    "STARTS",
+    "SYSCALL_LAT",
+    "SYSCALL_CLASS",
+    "TIMING",
+    "PROC_STATS",
+    "SLOW_FROM",
+    "STACKS",
+];
+
+/// How the kernel side is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// Pin the probes for the agent with this state folder.
+    pub pin: Option<&'a Path>,
+    /// Slow calls reported a second and processor.
+    pub slow_rate: u32,
+}
+
+/// The loaded probes. Dropping it detaches them, unless they are pinned.
 pub struct Probes {
-    ebpf: Mutex<Ebpf>,
+    programs: Mutex<Programs>,
     views: Mutex<Vec<ProbeView>>,
-    inodes: Mutex<HashMap<MapData, PodInode, u32>>,
-    tasks: Mutex<HashMap<MapData, u32, u32>>,
+    inodes: Mutex<HashMap<MapData, PodInode, PodInodeWatch>>,
+    touched: Mutex<PerCpuHashMap<MapData, PodInode, PodTouch>>,
+    tasks: Mutex<HashMap<MapData, u32, PodWatched>>,
+    maybe: Mutex<Array<MapData, PodMaybe>>,
     procs: HashMap<MapData, u32, PodProc>,
     counts: PerCpuArray<MapData, PodCounts>,
     syscall_counts: PerCpuArray<MapData, PodSyscallCounts>,
     syscall_latency: PerCpuArray<MapData, PodSyscallLatency>,
-    /// Links of the latency pair while its duty cycle is on.
-    latency: Mutex<Option<[FdLink; 2]>>,
+    timing: Mutex<Array<MapData, PodTiming>>,
+    proc_stats: Mutex<PerCpuHashMap<MapData, u32, PodProcStats>>,
+    slow_from: Mutex<HashMap<MapData, u32, PodSlowFrom>>,
+    stacks: StackTraceMap<MapData>,
+    names: stacks::Names,
+    cpus: usize,
     latency_usable: bool,
+    /// What an earlier agent watched and this one did not take over yet.
+    leftovers: Mutex<(BTreeSet<InodeKey>, BTreeSet<u32>)>,
+    /// Why nothing is pinned, or none.
+    unpinned: Option<String>,
+    /// What was found of earlier agents, in words.
+    notes: Vec<String>,
+    /// Produced and lost before this agent began, by class: an earlier agent's account.
+    before: [Account; CLASSES],
 }
 
-/// The ring's reading end.
-pub struct Ring {
-    ring: RingBuf<MapData>,
-    /// Records that could not be decoded: another version's.
-    pub undecoded: u64,
+/// Programs and their links.
+struct Programs {
+    ebpf: Ebpf,
+    /// Programs that an earlier agent had pinned.
+    adopted: BTreeMap<&'static str, BtfTracePoint>,
+    /// Links that are held for as long as the agent runs, and on as pins.
+    held: Vec<PinnedLink>,
+    /// Links of the latency programs while calls are timed.
+    latency: Option<Vec<FdLink>>,
+    pins: Option<Pins>,
+    timing: Timing,
 }
 
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
-    }
-}
-
-impl Ring {
-    /// The next event, if there is one.
-    pub fn take_event(&mut self) -> Option<RingEvent> {
-        loop {
-            let item = self.ring.next()?;
-            let event = match grace_common::kind(&item) {
-                Some(KIND_FILE_DIRTY) => FileDirty::from_bytes(&item).map(RingEvent::Dirty),
-                Some(KIND_TASK_EXIT) => TaskExit::from_bytes(&item).map(RingEvent::Exit),
-                _ => None,
-            };
-            match event {
-                Some(event) => return Some(event),
-                None => self.undecoded += 1,
-            }
+impl Programs {
+    fn get(&mut self, name: &'static str) -> Result<&mut BtfTracePoint, ProbeError> {
+        if let Some(program) = self.adopted.get_mut(name) {
+            return Ok(program);
         }
+        match self.ebpf.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => Ok(program),
+            _ => Err(ProbeError::Missing(name)),
+        }
+    }
+
+    /// Loads the program `name`, or takes over the one that an earlier agent pinned.
+    fn ready(&mut self, name: &'static str, hook: &str, btf: &Btf) -> Result<(), ProbeError> {
+        if let Some(pins) = self.pins.as_ref().filter(|pins| pins.adopted) {
+            let program = BtfTracePoint::from_pin(pins.program(name))
+                .map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
+            self.adopted.insert(name, program);
+            return Ok(());
+        }
+        let path = self.pins.as_ref().map(|pins| pins.program(name));
+        let program = self.get(name)?;
+        program.load(hook, btf).map_err(|err| ProbeError::Refused(name, Box::new(err)))?;
+        if let Some(path) = path {
+            program.pin(path).map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the program `name` for good, or takes over the link that an earlier agent pinned.
+    fn hold(&mut self, name: &'static str) -> Result<(), ProbeError> {
+        let refused = |err| ProbeError::Refused(name, Box::new(err));
+        let Some((path, adopted)) = self.pins.as_ref().map(|pins| (pins.link(name), pins.adopted)) else {
+            // The link lives as long as its program's handle.
+            return self.get(name)?.attach().map(drop).map_err(refused);
+        };
+        if adopted {
+            let link = PinnedLink::from_pin(path).map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
+            self.held.push(link);
+            return Ok(());
+        }
+        let link = self.attach(name)?;
+        let link = link.pin(path).map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
+        self.held.push(link);
+        Ok(())
+    }
+
+    fn attach(&mut self, name: &'static str) -> Result<FdLink, ProbeError> {
+        let refused = |err| ProbeError::Refused(name, Box::new(err));
+        let program = self.get(name)?;
+        let id = program.attach().map_err(refused)?;
+        program.take_link(id).map(FdLink::from).map_err(refused)
     }
 }
 
 /// Loads and attaches the probes.
-pub fn load() -> Result<(Probes, Ring), ProbeError> {
+pub fn load(options: Options<'_>) -> Result<(Probes, Rings), ProbeError> {
     if !embedded() {
         return Err(ProbeError::NotEmbedded);
     }
-    let blob = std::fs::read("/sys/kernel/btf/vmlinux").map_err(ProbeError::NoBtf)?;
-    let offsets = {
-        let types = btf::Types::parse(&blob)?;
-        let regs_nr = if cfg!(target_arch = "aarch64") { "syscallno" } else { "orig_ax" };
-        [
-            ("OFF_INODE_SB", "inode", "i_sb"),
-            ("OFF_INODE_INO", "inode", "i_ino"),
-            ("OFF_SB_DEV", "super_block", "s_dev"),
-            ("OFF_REGS_NR", "pt_regs", regs_nr),
-            ("OFF_TASK_TGID", "task_struct", "tgid"),
-            ("OFF_TASK_EXIT_CODE", "task_struct", "exit_code"),
-            ("OFF_TASK_SIGNAL", "task_struct", "signal"),
-            ("OFF_TASK_START", "task_struct", "start_boottime"),
-            ("OFF_TASK_PARENT", "task_struct", "real_parent"),
-            ("OFF_TASK_LEADER", "task_struct", "group_leader"),
-            ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
-            ("OFF_SIGNAL_GROUP_EXIT", "signal_struct", "group_exit_code"),
-            ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
-            ("OFF_SIGINFO_CODE", "kernel_siginfo", "si_code"),
-        ]
-        .map(|(global, structure, member)| (global, types.offset(structure, member)))
+    let (pins, unpinned) = match options.pin.map(|state| Pins::open(state, OBJECT)) {
+        Some(Ok(pins)) => (Some(pins), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, Some("[probes] pin is off".to_owned())),
     };
+    match load_with(options, pins, unpinned) {
+        // Pins that look complete and are not: begin anew without them, once.
+        Err(err @ (ProbeError::Pinned(..) | ProbeError::Map(..) | ProbeError::Load(_))) => {
+            let Some(state) = options.pin else { return Err(err) };
+            let cleared = Pins::open(state, OBJECT).map(|pins| pins.clear());
+            tracing::warn!(why = %chain(&err), ?cleared, "pinned probes are not used; starting without them");
+            load_with(options, None, Some(chain(&err)))
+        }
+        other => other,
+    }
+}
+
+fn load_with(
+    options: Options<'_>,
+    pins: Option<Pins>,
+    unpinned: Option<String>,
+) -> Result<(Probes, Rings), ProbeError> {
+    let blob = std::fs::read("/sys/kernel/btf/vmlinux").map_err(ProbeError::NoBtf)?;
+    let offsets = offsets(&btf::Types::parse(&blob)?)?;
     let btf = Btf::parse(&blob, aya::Endianness::default()).map_err(ProbeError::Btf)?;
     drop(blob);
 
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf));
     for (global, offset) in &offsets {
-        match offset {
-            Ok(offset) => {
-                loader.override_global(global, offset, true);
-            }
-            Err(ProbeError::NoSuchMember { structure, member }) => {
-                return Err(ProbeError::NoSuchMember { structure, member });
-            }
-            Err(_) => return Err(ProbeError::BtfMalformed),
+        loader.override_global(global, offset, true);
+    }
+    if let Some(pins) = &pins {
+        for name in MAPS {
+            loader.map_pin_path(name, pins.map(name));
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|err| ProbeError::Load(Box::new(err)))?;
+    let adopted = pins.as_ref().is_some_and(|pins| pins.adopted);
 
+    // Held to the end: a program cannot be loaded once the map that it names is closed.
     let mut classes: Array<_, u32> = take(&mut ebpf, "SYSCALL_CLASS")?;
-    for (nr, class) in (0u32..).zip(syscalls::classes()) {
-        classes.set(nr, class, 0).map_err(|err| ProbeError::Map("SYSCALL_CLASS", Box::new(err)))?;
+    if !adopted {
+        for (nr, class) in (0u32..).zip(syscalls::classes()) {
+            classes.set(nr, class, 0).map_err(|err| ProbeError::Map("SYSCALL_CLASS", Box::new(err)))?;
+        }
     }
-    let mut ring = Ring { ring: take(&mut ebpf, "EVENTS")?, undecoded: 0 };
-    let inodes = Mutex::new(take(&mut ebpf, "INODES")?);
-    let tasks = Mutex::new(take(&mut ebpf, "TASKS")?);
+    let rings = [
+        take(&mut ebpf, ring::MAPS[0])?,
+        take(&mut ebpf, ring::MAPS[1])?,
+        take(&mut ebpf, ring::MAPS[2])?,
+        take(&mut ebpf, ring::MAPS[3])?,
+    ];
+    let inodes = take(&mut ebpf, "INODES")?;
+    let touched = take(&mut ebpf, "TOUCHED")?;
+    let tasks = take(&mut ebpf, "TASKS")?;
+    let maybe = take(&mut ebpf, "MAYBE_WATCHED")?;
     let procs = take(&mut ebpf, "PROCS")?;
-    let counts = take(&mut ebpf, "COUNTS")?;
+    let counts: PerCpuArray<_, PodCounts> = take(&mut ebpf, "COUNTS")?;
     let syscall_counts = take(&mut ebpf, "SYSCALL_COUNTS")?;
     let syscall_latency = take(&mut ebpf, "SYSCALL_LAT")?;
+    let timing: Array<_, PodTiming> = take(&mut ebpf, "TIMING")?;
+    let proc_stats = take(&mut ebpf, "PROC_STATS")?;
+    let slow_from = take(&mut ebpf, "SLOW_FROM")?;
+    let stacks = take(&mut ebpf, "STACKS")?;
+    let mut owner: Array<_, PodOwner> = take(&mut ebpf, "OWNER")?;
+    let leftovers = if adopted { watched_by_others(&inodes, &tasks) } else { Default::default() };
+    let before = if adopted {
+        account::sum(counts.get(&0, 0).iter().flat_map(|cpus| cpus.iter().map(|c| c.0)))
+    } else {
+        [Account::default(); CLASSES]
+    };
 
+    // A cycle of an earlier agent is not this one's.
+    let phase = timing.get(&0, 0).map_or(0, |t| t.0.phase).wrapping_add(1);
+    let timing_now = Timing { phase, slow_rate: options.slow_rate };
+    let mut programs = Programs {
+        ebpf,
+        adopted: BTreeMap::new(),
+        held: Vec::new(),
+        latency: None,
+        pins,
+        timing: timing_now,
+    };
     let mut views = Vec::new();
     let mut latency_usable = false;
     for known in KNOWN {
-        let later = known.name == "syscall_latency";
+        let later = known.name == LATENCY;
         let result: Result<(), ProbeError> = known.programs.iter().try_for_each(|(program, hook)| {
-            let program_ref = program_mut(&mut ebpf, program)?;
-            program_ref.load(hook, &btf).map_err(|err| ProbeError::Refused(program, Box::new(err)))?;
-            // The latency pair is attached by its duty cycle only.
-            if !later {
-                program_ref.attach().map_err(|err| ProbeError::Refused(program, Box::new(err)))?;
-            }
-            Ok(())
+            programs.ready(program, hook, &btf)?;
+            if later { Ok(()) } else { programs.hold(program) }
         });
+        // Half a set of pins is no set: the caller begins anew without.
+        if let Err(err @ ProbeError::Pinned(..)) = result {
+            return Err(err);
+        }
         latency_usable |= later && result.is_ok();
         views.push(match result {
             Ok(()) => view(known, Health::Ok, None),
             Err(err) => view(known, Health::Degraded, Some(chain(&err))),
         });
     }
+    let mut notes = Vec::new();
+    if let Some(pins) = &programs.pins {
+        if adopted {
+            notes.push("the probes of the last agent ran on and were taken over".to_owned());
+        } else if let Some(state) = options.pin {
+            owner
+                .set(0, PodOwner(pins::owner_bytes(state)), 0)
+                .map_err(|err| ProbeError::Map("OWNER", Box::new(err)))?;
+            owner.pin(pins.owner()).map_err(|err| ProbeError::Pinned("owner", chain(&err)))?;
+        }
+        // Only now: the new probes are attached before the old ones go.
+        notes.extend(pins.sweep());
+    }
     let probes = Probes {
-        ebpf: Mutex::new(ebpf),
+        programs: Mutex::new(programs),
         views: Mutex::new(views),
-        inodes,
-        tasks,
+        inodes: Mutex::new(inodes),
+        touched: Mutex::new(touched),
+        tasks: Mutex::new(tasks),
+        maybe: Mutex::new(maybe),
         procs,
         counts,
         syscall_counts,
         syscall_latency,
-        latency: Mutex::new(None),
+        timing: Mutex::new(timing),
+        proc_stats: Mutex::new(proc_stats),
+        slow_from: Mutex::new(slow_from),
+        stacks,
+        names: stacks::Names::default(),
+        cpus: aya::util::nr_cpus().map_or(1, |n| n),
         latency_usable,
+        leftovers: Mutex::new(leftovers),
+        unpinned,
+        notes,
+        before,
     };
-    self_test::run(&probes, &mut ring);
-    Ok((probes, ring))
+    probes.set_timing(timing_now);
+    drop(classes);
+    Ok((probes, Rings::new(rings, !adopted)))
+}
+
+/// Where the probes find what they read: `(global, offset)`.
+fn offsets(types: &btf::Types<'_>) -> Result<Vec<(&'static str, u32)>, ProbeError> {
+    let regs_nr = if cfg!(target_arch = "aarch64") { "syscallno" } else { "orig_ax" };
+    let mut out = [
+        ("OFF_INODE_SB", "inode", "i_sb"),
+        ("OFF_INODE_INO", "inode", "i_ino"),
+        ("OFF_INODE_GENERATION", "inode", "i_generation"),
+        ("OFF_SB_DEV", "super_block", "s_dev"),
+        ("OFF_REGS_NR", "pt_regs", regs_nr),
+        ("OFF_TASK_TGID", "task_struct", "tgid"),
+        ("OFF_TASK_PID", "task_struct", "pid"),
+        ("OFF_TASK_EXIT_CODE", "task_struct", "exit_code"),
+        ("OFF_TASK_SIGNAL", "task_struct", "signal"),
+        ("OFF_TASK_START", "task_struct", "start_boottime"),
+        ("OFF_TASK_PARENT", "task_struct", "real_parent"),
+        ("OFF_TASK_LEADER", "task_struct", "group_leader"),
+        ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
+        ("OFF_SIGNAL_GROUP_EXIT", "signal_struct", "group_exit_code"),
+        ("OFF_SIGNAL_MAXRSS", "signal_struct", "maxrss"),
+        ("OFF_SIGNAL_OOM_MM", "signal_struct", "oom_mm"),
+        ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
+        ("OFF_SIGINFO_CODE", "kernel_siginfo", "si_code"),
+    ]
+    .into_iter()
+    .map(|(global, structure, member)| Ok((global, types.offset(structure, member)?)))
+    .collect::<Result<Vec<_>, ProbeError>>()?;
+    // Renamed in 5.14.
+    let state = types.offset("task_struct", "__state").or_else(|_| types.offset("task_struct", "state"))?;
+    out.push(("OFF_TASK_STATE", state));
+    Ok(out)
+}
+
+/// Keys that an earlier agent left.
+fn watched_by_others(
+    inodes: &HashMap<MapData, PodInode, PodInodeWatch>,
+    tasks: &HashMap<MapData, u32, PodWatched>,
+) -> (BTreeSet<InodeKey>, BTreeSet<u32>) {
+    let inodes = inodes.keys().flatten().map(|key| key.0).collect();
+    let roots = tasks.iter().flatten().filter(|(_, of)| of.0.depth == 0).map(|(tgid, _)| tgid).collect();
+    (inodes, roots)
 }
 
 /// `st_dev` of user space as the kernel keeps it in `s_dev` (include/linux/kdev_t.h). On btrfs and overlayfs the two are
-/// different numbers altogether: the dirty probe sees nothing there, fanotify and the sweep do.
+/// different numbers altogether.
 #[must_use]
 pub fn kernel_dev(dev: u64) -> u32 {
     (rustix::fs::major(dev) << 20) | (rustix::fs::minor(dev) & 0xf_ffff)
@@ -328,13 +460,6 @@ fn take<M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
     M::try_from(map).map_err(|err| ProbeError::Map(name, Box::new(err)))
 }
 
-fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    match ebpf.program_mut(name) {
-        Some(Program::BtfTracePoint(program)) => Ok(program),
-        _ => Err(ProbeError::Missing(name)),
-    }
-}
-
 impl Probes {
     /// The probes and how they are.
     #[must_use]
@@ -342,49 +467,99 @@ impl Probes {
         lock(&self.views).clone()
     }
 
+    /// What was found of earlier agents when this one started, in words.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Why the probes do not run on between two agents; none: they do.
+    #[must_use]
+    pub fn unpinned(&self) -> Option<&str> {
+        self.unpinned.as_deref()
+    }
+
+    /// Takes the pins away: with this agent the probes end.
+    pub fn unpin(&self) -> std::io::Result<()> {
+        lock(&self.programs).pins.as_ref().map_or(Ok(()), Pins::clear)
+    }
+
     /// Notes that the probe `name` saw its canary at `when`, or that it did not.
-    pub fn self_tested(&self, name: &str, seen: bool, when: String) {
-        if let Some(view) =
-            lock(&self.views).iter_mut().find(|v| v.name == name && v.state != Health::Unsupported)
-        {
-            view.self_test = Some(when);
-            if seen {
-                view.state = Health::Ok;
-                view.why = None;
-            } else if view.state == Health::Ok {
-                view.state = Health::Degraded;
-                view.why = Some("attached, but it did not see its own canary".to_owned());
-                if let Some(known) = KNOWN.iter().find(|k| k.name == name) {
-                    view.blind_to = known.without.iter().map(|s| (*s).to_owned()).collect();
-                }
-            }
+    pub fn self_tested(&self, name: &str, seen: bool, when: &str) {
+        let mut views = lock(&self.views);
+        let Some(shown) = views.iter_mut().find(|v| v.name == name) else { return };
+        let Some(known) = known(name) else { return };
+        // One that is not attached cannot see, and says so already.
+        let attached = !shown.attach.is_empty() || shown.why.as_deref() == Some(BLIND);
+        if !attached || shown.state == Health::Unsupported {
+            return;
         }
+        if seen != (shown.state == Health::Ok) {
+            let (state, why) =
+                if seen { (Health::Ok, None) } else { (Health::Degraded, Some(BLIND.to_owned())) };
+            *shown = view(known, state, why);
+        }
+        shown.self_test = Some(when.to_owned());
     }
 
     /// Hands over the logger of the probes' own diagnostics (aya-log).
     pub fn logger(&self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
-        aya_log::EbpfLogger::init(&mut lock(&self.ebpf))
+        aya_log::EbpfLogger::init(&mut lock(&self.programs).ebpf)
     }
 
-    /// Watches an inode. True: it is watched now.
-    pub fn watch_inode(&self, key: InodeKey) -> bool {
-        lock(&self.inodes).insert(PodInode(key), 1, 0).is_ok()
+    /// Watches an inode. True: it is watched now. What is known of its last writer stays known.
+    pub fn watch_inode(&self, key: InodeKey, generation: Option<u32>) -> bool {
+        let watch = InodeWatch {
+            generation: generation.unwrap_or(0),
+            generation_known: u32::from(generation.is_some()),
+        };
+        lock(&self.leftovers).0.remove(&key);
+        if let Ok(nobody) = PerCpuValues::try_from(vec![PodTouch(Touch::NONE); self.cpus]) {
+            // There already after a hot restart: then it tells who wrote meanwhile.
+            drop(lock(&self.touched).insert(PodInode(key), nobody, NOEXIST));
+        }
+        lock(&self.inodes).insert(PodInode(key), PodInodeWatch(watch), 0).is_ok()
     }
 
     /// Does not watch an inode any more.
     pub fn unwatch_inode(&self, key: InodeKey) {
-        // It may be gone already: then there is nothing to do.
+        // They may be gone already: then there is nothing to do.
         drop(lock(&self.inodes).remove(&PodInode(key)));
+        drop(lock(&self.touched).remove(&PodInode(key)));
     }
 
-    /// Watches a process. True: it is watched now.
+    /// Who last made a watched inode dirty, as the kernel side remembers it.
+    #[must_use]
+    pub fn last_touch(&self, key: InodeKey) -> Option<Touch> {
+        let cpus = lock(&self.touched).get(&PodInode(key), 0).ok()?;
+        cpus.iter().map(|touch| touch.0).filter(|touch| touch.at_ns != 0).max_by_key(|touch| touch.at_ns)
+    }
+
+    /// Watches a process and from now on its descendants. True: it is watched now.
     pub fn watch_task(&self, tgid: u32) -> bool {
-        lock(&self.tasks).insert(tgid, 1, 0).is_ok()
+        lock(&self.leftovers).1.remove(&tgid);
+        if let Ok(none) = PerCpuValues::try_from(vec![PodProcStats(ProcStats::NONE); self.cpus]) {
+            drop(lock(&self.proc_stats).insert(tgid, none, NOEXIST));
+        }
+        let watched = lock(&self.tasks).insert(tgid, PodWatched(Watched { root: tgid, depth: 0 }), 0).is_ok();
+        let mut maybe = lock(&self.maybe);
+        let Ok(mut bytes) = maybe.get(&0, 0) else { return false };
+        bytes.0[tgid as usize % MAYBE] = 1;
+        watched && maybe.set(0, bytes, 0).is_ok()
     }
 
-    /// Does not watch a process any more.
+    /// Does not watch a process any more. Descendants that live on are watched to their end.
     pub fn unwatch_task(&self, tgid: u32) {
         drop(lock(&self.tasks).remove(&tgid));
+        drop(lock(&self.proc_stats).remove(&tgid));
+        drop(lock(&self.slow_from).remove(&tgid));
+    }
+
+    /// Does not watch any more what an earlier agent watched and this one did not take over.
+    pub fn forget_leftovers(&self) {
+        let (inodes, roots) = std::mem::take(&mut *lock(&self.leftovers));
+        inodes.into_iter().for_each(|key| self.unwatch_inode(key));
+        roots.into_iter().for_each(|root| self.unwatch_task(root));
     }
 
     /// The program that `tgid` ran when it was last seen.
@@ -393,18 +568,19 @@ impl Probes {
         self.procs.get(&tgid, 0).ok().map(|p| p.0)
     }
 
-    /// Events produced and lost in the kernel, by class.
+    /// What the kernel side produced and lost by class since the probes were attached, by this agent or an earlier one.
     #[must_use]
-    pub fn produced_and_lost(&self) -> BTreeMap<&'static str, (u64, u64)> {
-        let mut out: BTreeMap<_, _> = CLASS_NAMES.iter().map(|name| (*name, (0, 0))).collect();
-        if let Ok(cpus) = self.counts.get(&0, 0) {
-            for counts in cpus.iter() {
-                for (i, name) in CLASS_NAMES.iter().enumerate() {
-                    let sum = out.entry(name).or_default();
-                    sum.0 += counts.0.produced[i];
-                    sum.1 += counts.0.lost[i];
-                }
-            }
+    pub fn account(&self) -> [Account; CLASSES] {
+        let cpus = self.counts.get(&0, 0);
+        account::sum(cpus.iter().flat_map(|cpus| cpus.iter().map(|c| c.0)))
+    }
+
+    /// What was lost by class since this agent began.
+    #[must_use]
+    pub fn lost_now(&self) -> [u64; CLASSES] {
+        let mut out = self.account().map(|account| account.lost());
+        for (lost, before) in out.iter_mut().zip(self.before) {
+            *lost = lost.saturating_sub(before.lost());
         }
         out
     }
@@ -444,37 +620,116 @@ impl Probes {
         out
     }
 
-    /// Attaches or detaches the pair of programs that times syscalls. True: it is as asked now.
+    /// Syscalls of the host, all classes.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        let Ok(cpus) = self.syscall_counts.get(&0, 0) else { return 0 };
+        cpus.iter().map(|counts| counts.0.calls.iter().sum::<u64>()).sum()
+    }
+
+    /// What the declared process `root` and its descendants did: calls, errors, and its timed calls by class.
+    #[must_use]
+    pub fn proc_stats(&self, root: u32) -> Option<ProcStats> {
+        let cpus = lock(&self.proc_stats).get(&root, 0).ok()?;
+        let mut out = ProcStats::NONE;
+        for cpu in cpus.iter() {
+            out.calls += cpu.0.calls;
+            out.errors += cpu.0.errors;
+            for (sum, hist) in out.hist.iter_mut().zip(&cpu.0.hist) {
+                for (sum, n) in sum.iter_mut().zip(hist) {
+                    *sum = sum.saturating_add(*n);
+                }
+            }
+        }
+        Some(out)
+    }
+
+    /// From how long on a call of `root` is slow, by class, in nanoseconds.
+    pub fn set_slow_from(&self, root: u32, ns: [u64; SYSCALL_CLASSES]) {
+        drop(lock(&self.slow_from).insert(root, PodSlowFrom(SlowFrom { ns }), 0));
+    }
+
+    /// What a thread waited for, by the id of its kernel stack.
+    #[must_use]
+    pub fn wait_channel(&self, stack: i32) -> Option<String> {
+        let trace = self.stacks.get(&u32::try_from(stack).ok()?, 0).ok()?;
+        let ips: Vec<u64> = trace.frames().iter().map(|frame| frame.ip).collect();
+        self.names.wait_channel(&ips)
+    }
+
+    /// Attaches or detaches the programs that time syscalls. True: it is as asked now.
     pub fn time_syscalls(&self, on: bool) -> bool {
-        let mut links = lock(&self.latency);
-        if !self.latency_usable || on == links.is_some() {
+        let mut programs = lock(&self.programs);
+        if !self.latency_usable || on == programs.latency.is_some() {
             return self.latency_usable;
         }
         if !on {
-            *links = None;
+            programs.latency = None;
             return true;
         }
-        let mut ebpf = lock(&self.ebpf);
-        let mut attach = |name| -> Option<FdLink> {
-            let program = program_mut(&mut ebpf, name).ok()?;
-            let id = program.attach().ok()?;
-            Some(FdLink::from(program.take_link(id).ok()?))
-        };
+        programs.timing.phase = programs.timing.phase.wrapping_add(1);
+        self.set_timing(programs.timing);
         // The exit side first: a start that no exit reads would be taken for the next cycle's.
-        *links = attach("syscall_latency").zip(attach("syscall_enter")).map(|(exit, enter)| [enter, exit]);
-        links.is_some()
+        let names = known(LATENCY).map(|k| k.programs).unwrap_or_default();
+        let links: Result<Vec<FdLink>, _> = names.iter().map(|(name, _)| programs.attach(name)).collect();
+        programs.latency = links.ok();
+        programs.latency.is_some()
     }
 
-    /// Run time of all of Grace's programs since they were loaded, in nanoseconds, as far as the kernel measured it
+    /// How many slow calls are reported a second and processor from now on.
+    pub fn set_slow_rate(&self, slow_rate: u32) {
+        let mut programs = lock(&self.programs);
+        programs.timing.slow_rate = slow_rate;
+        self.set_timing(programs.timing);
+    }
+
+    fn set_timing(&self, timing: Timing) {
+        drop(lock(&self.timing).set(0, PodTiming(timing), 0));
+    }
+
+    /// Runs of each probe since it was loaded; times and counts only as far as the kernel measured them
     /// (`kernel.bpf_stats_enabled`, or while somebody holds its statistics on).
     #[must_use]
-    pub fn run_time_ns(&self) -> u64 {
-        lock(&self.ebpf)
-            .programs()
-            .filter_map(|(_, program)| program.info().ok())
-            .map(|info| u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX))
-            .sum()
+    pub fn runs(&self) -> BTreeMap<&'static str, Runs> {
+        let mut programs = lock(&self.programs);
+        let mut out = BTreeMap::new();
+        for known in KNOWN {
+            let mut sum = Runs::default();
+            for (name, _) in known.programs {
+                let Some(runs) = programs
+                    .get(name)
+                    .ok()
+                    .and_then(|program| program.fd().ok().and_then(|fd| account::runs(fd.as_fd())))
+                else {
+                    continue;
+                };
+                sum.time_ns += runs.time_ns;
+                // A pair runs once a call, however many programs it has.
+                sum.count = sum.count.max(runs.count);
+                sum.missed += runs.missed;
+            }
+            out.insert(known.name, sum);
+        }
+        out
     }
+
+    /// Notes what a sample of the probes' cost found: nanoseconds a run, runs a second, runs missed in all.
+    pub fn note_cost(&self, name: &str, ns_per_run: Option<f64>, runs_per_s: f64, missed: u64) {
+        if let Some(view) = lock(&self.views).iter_mut().find(|v| v.name == name) {
+            view.ns_per_run = ns_per_run.map(|ns| (ns * 10.0).round() / 10.0);
+            view.runs_per_s = Some(runs_per_s.round());
+            view.missed = Some(missed);
+        }
+    }
+}
+
+/// Why a probe is degraded that does not see.
+const BLIND: &str = "attached, but it did not see its own canary";
+
+/// Takes away the probes that agents with this state folder left pinned; how many sets there were. No such agent may
+/// run.
+pub fn unpin(state: &Path) -> std::io::Result<usize> {
+    pins::clear_all(state)
 }
 
 /// Turns the kernel's run-time statistics for BPF programs on until the result is dropped. They cost a clock read

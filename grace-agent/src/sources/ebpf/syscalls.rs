@@ -148,7 +148,8 @@ pub(super) fn sum<'a>(cpus: impl Iterator<Item = &'a [u32; BUCKETS]>) -> [u64; B
 }
 
 /// Upper bound in nanoseconds of the bucket that holds the quantile `q`; none where nothing was counted.
-pub(super) fn quantile(hist: &[u64; BUCKETS], q: f64) -> Option<u64> {
+#[must_use]
+pub fn quantile(hist: &[u64; BUCKETS], q: f64) -> Option<u64> {
     let total: u64 = hist.iter().sum();
     if total == 0 {
         return None;
