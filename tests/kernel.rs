@@ -102,7 +102,10 @@ fn every_way_of_breaking_a_config_is_undone_and_attributed() {
         assert!(leftovers.is_empty(), "{what}: {leftovers:?}");
     }
     let status = agent.json(&["status", "--json"]);
-    assert!(status["probes"].as_array().unwrap().iter().all(|p| p["state"] == "ok"), "{status:#}");
+    // One of them is off where the kernel refuses LSM and fentry programs.
+    let optional = |p: &Value| p["name"] == "file_name" && p["state"] == "off";
+    let fine = |p: &Value| p["state"] == "ok" || optional(p);
+    assert!(status["probes"].as_array().unwrap().iter().all(fine), "{status:#}");
     for (class, lost) in status["lost"].as_object().unwrap() {
         assert_eq!(lost, 0, "{class}");
     }

@@ -27,9 +27,17 @@ pub struct InodeWatch {
     pub generation: u32,
     /// 1: `generation` is known and must match. 0: this file system does not tell it.
     pub generation_known: u32,
+    /// What user space calls the file: an agent that takes the map over knows it by its path, not by its inode.
+    pub tag: u64,
 }
 
-const _: () = assert!(size_of::<InodeWatch>() == 8);
+const _: () = assert!(size_of::<InodeWatch>() == 16);
+
+/// In `FileDirty::flags`: it loses a name by a rename. Above all of the kernel's own flags.
+pub const FLAG_RENAMED: u32 = 1 << 31;
+
+/// In `FileDirty::flags`: it loses a name by an unlink.
+pub const FLAG_UNLINKED: u32 = 1 << 30;
 
 /// The last task that made a watched inode dirty on one processor: value of the map `TOUCHED`. It is state, not an
 /// event: neither a full ring nor an agent that does not run loses it.
@@ -59,7 +67,7 @@ pub struct FileDirty {
     pub header: Header,
     /// Which inode.
     pub inode: InodeKey,
-    /// The kernel's `I_DIRTY_…` flags.
+    /// The kernel's `I_DIRTY_…` flags, or one of the `FLAG_…` here.
     pub flags: u32,
     /// Always 0.
     pub _pad: u32,

@@ -25,6 +25,8 @@ offsets! {
     OFF_INODE_INO;
     /// `struct inode`.
     OFF_INODE_GENERATION;
+    /// `struct dentry`.
+    OFF_DENTRY_INODE;
     /// `struct super_block`.
     OFF_SB_DEV;
     /// `struct pt_regs`: `orig_ax` on x86-64, `syscallno` on arm64.
@@ -63,8 +65,9 @@ offsets! {
 ///
 /// # Safety
 ///
-/// `base` is a pointer that the verifier trusts (a tp_btf argument or a field of one). A wrong offset or a dangling
-/// pointer is refused at load or reads as 0: the kernel handles the fault.
+/// `base` is a pointer that the verifier trusts (a tp_btf argument or a field of one) and is never null where the probe
+/// runs. A wrong offset is refused at load. A pointer that may be null is read by `bpf_probe_read_kernel` instead: the
+/// kernel guards a load only where it does not trust the pointer, and it trusts some that it should not.
 #[inline(always)]
 pub unsafe fn field<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
     unsafe { base.add(offset.load() as usize).cast::<T>().read() }

@@ -125,7 +125,7 @@ fn serve(
         (Some(probes), Some(rings)) => {
             let reader =
                 Reader::start(rings, probes, events.clone()).context("cannot read the probes' rings")?;
-            self_test::quick(probes, &reader);
+            self_test::quick(probes, &reader, state.path());
             Some(reader)
         }
         _ => None,
@@ -202,6 +202,7 @@ fn serve(
         latency: Arc::clone(&latency),
         settings: Arc::clone(&probe_settings),
         stop: Arc::clone(&stop),
+        scratch: state.path().to_owned(),
     };
     let upkeep_thread =
         std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;

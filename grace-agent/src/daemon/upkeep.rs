@@ -40,6 +40,8 @@ pub(super) struct Upkeep {
     pub(super) latency: Arc<Mutex<LatencyView>>,
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) stop: Arc<AtomicBool>,
+    /// A folder of the agent's own.
+    pub(super) scratch: std::path::PathBuf,
 }
 
 impl Upkeep {
@@ -63,7 +65,7 @@ impl Upkeep {
                     lock(&self.cost).bpf_ns_per_s = Some(sample.end(probes, &mut timer.governor));
                 }
                 if second % SELF_TEST_EVERY == 1 {
-                    self_test::quick(probes, reader);
+                    self_test::quick(probes, reader, &self.scratch);
                     self_test::with_process(probes, reader, false);
                 } else if second % COST_EVERY == COST_AT {
                     sample = Sample::begin(probes);

@@ -499,7 +499,7 @@ impl Watcher {
             let Some(id) = id else { break };
             let inode = inode_key(id);
             if let Some(probes) = &self.probes
-                && probes.watch_inode(inode, None)
+                && probes.watch_inode(inode, None, path)
             {
                 watched.inode = Some(inode);
                 self.by_inode.insert(inode, path.to_owned());

@@ -23,10 +23,16 @@ pub fn file_dirty(ctx: BtfTracePointContext) -> i32 {
         _pad: 0,
         ino: unsafe { field(inode, &OFF_INODE_INO) },
     };
-    let Some(watch) = (unsafe { INODES.get(key) }) else { return 0 };
-    let generation: u32 = unsafe { field(inode, &OFF_INODE_GENERATION) };
+    touched(key, unsafe { field(inode, &OFF_INODE_GENERATION) }, ctx.arg(1));
+    0
+}
+
+/// The current task changes the inode `key` in the way that `flags` say. Nothing happens unless it is watched.
+#[inline(always)]
+pub fn touched(key: InodeKey, generation: u32, flags: u32) {
+    let Some(watch) = (unsafe { INODES.get(key) }) else { return };
     if watch.generation_known != 0 && watch.generation != generation {
-        return 0;
+        return;
     }
     let task = current();
     // The state first: whatever becomes of the event, who it was stays known.
@@ -37,6 +43,5 @@ pub fn file_dirty(ctx: BtfTracePointContext) -> i32 {
             (*touch).task = task;
         }
     }
-    emit(Class::File, |header| FileDirty { header, inode: key, flags: ctx.arg(1), _pad: 0, task });
-    0
+    emit(Class::File, |header| FileDirty { header, inode: key, flags, _pad: 0, task });
 }

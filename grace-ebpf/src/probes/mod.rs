@@ -4,5 +4,6 @@ mod exec;
 mod exit;
 mod file;
 mod fork;
+mod name;
 mod signal;
 mod syscall;

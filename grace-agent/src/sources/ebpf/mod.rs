@@ -26,7 +26,7 @@ use std::sync::Mutex;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, StackTraceMap};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{BtfTracePoint, Program, ProgramError};
+use aya::programs::{BtfTracePoint, FEntry, Lsm, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use grace_common::{
     CLASSES, Counts, InodeKey, InodeWatch, MAYBE, Proc, ProcStats, SYSCALL_CLASS_NAMES, SYSCALL_CLASSES,
@@ -37,7 +37,7 @@ use crate::api::view::{Health, ProbeView, SyscallView};
 use crate::error_chain::chain;
 
 pub use account::{Account, Runs};
-use known::{KNOWN, LATENCY, known, view};
+use known::{Hook, KNOWN, LATENCY, known, view};
 use pins::{OWNER_LEN, Pins};
 pub use ring::{RingEvent, Rings};
 pub use syscalls::quantile;
@@ -94,7 +94,7 @@ pub enum ProbeError {
 /// The probes of a host whose kernel side could not be loaded at all.
 #[must_use]
 pub fn unsupported(why: &ProbeError) -> Vec<ProbeView> {
-    KNOWN.iter().map(|k| view(k, Health::Unsupported, Some(chain(why)))).collect()
+    KNOWN.iter().map(|k| view(k, &[], Health::Unsupported, Some(chain(why)))).collect()
 }
 
 macro_rules! pod {
@@ -179,7 +179,7 @@ pub struct Probes {
     cpus: usize,
     latency_usable: bool,
     /// What an earlier agent watched and this one did not take over yet.
-    leftovers: Mutex<(BTreeSet<InodeKey>, BTreeSet<u32>)>,
+    leftovers: Mutex<(BTreeMap<InodeKey, u64>, BTreeSet<u32>)>,
     /// Why nothing is pinned, or none.
     unpinned: Option<String>,
     /// What was found of earlier agents, in words.
@@ -192,9 +192,11 @@ pub struct Probes {
 struct Programs {
     ebpf: Ebpf,
     /// Programs that an earlier agent had pinned.
-    adopted: BTreeMap<&'static str, BtfTracePoint>,
+    adopted: BTreeMap<&'static str, Program>,
     /// Links that are held for as long as the agent runs, and on as pins.
     held: Vec<PinnedLink>,
+    /// Links that end with the agent.
+    loose: Vec<FdLink>,
     /// Links of the latency programs while calls are timed.
     latency: Option<Vec<FdLink>>,
     pins: Option<Pins>,
@@ -202,27 +204,36 @@ struct Programs {
 }
 
 impl Programs {
-    fn get(&mut self, name: &'static str) -> Result<&mut BtfTracePoint, ProbeError> {
+    fn get(&mut self, name: &'static str) -> Result<&mut Program, ProbeError> {
         if let Some(program) = self.adopted.get_mut(name) {
             return Ok(program);
         }
-        match self.ebpf.program_mut(name) {
-            Some(Program::BtfTracePoint(program)) => Ok(program),
-            _ => Err(ProbeError::Missing(name)),
-        }
+        self.ebpf.program_mut(name).ok_or(ProbeError::Missing(name))
     }
 
     /// Loads the program `name`, or takes over the one that an earlier agent pinned.
-    fn ready(&mut self, name: &'static str, hook: &str, btf: &Btf) -> Result<(), ProbeError> {
+    fn ready(&mut self, name: &'static str, hook: Hook, btf: &Btf) -> Result<(), ProbeError> {
+        let pinned = |err| ProbeError::Pinned(name, chain(&err));
         if let Some(pins) = self.pins.as_ref().filter(|pins| pins.adopted) {
-            let program = BtfTracePoint::from_pin(pins.program(name))
-                .map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
+            let path = pins.program(name);
+            let program = match hook {
+                Hook::TpBtf(_) => BtfTracePoint::from_pin(path).map(Program::BtfTracePoint),
+                Hook::Lsm(_) => Lsm::from_pin(path).map(Program::Lsm),
+                Hook::Fentry(_) => FEntry::from_pin(path).map(Program::FEntry),
+            }
+            .map_err(pinned)?;
             self.adopted.insert(name, program);
             return Ok(());
         }
         let path = self.pins.as_ref().map(|pins| pins.program(name));
         let program = self.get(name)?;
-        program.load(hook, btf).map_err(|err| ProbeError::Refused(name, Box::new(err)))?;
+        match (&mut *program, hook) {
+            (Program::BtfTracePoint(program), Hook::TpBtf(hook)) => program.load(hook, btf),
+            (Program::Lsm(program), Hook::Lsm(hook)) => program.load(hook, btf),
+            (Program::FEntry(program), Hook::Fentry(hook)) => program.load(hook, btf),
+            _ => return Err(ProbeError::Missing(name)),
+        }
+        .map_err(|err| ProbeError::Refused(name, Box::new(err)))?;
         if let Some(path) = path {
             program.pin(path).map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
         }
@@ -231,10 +242,10 @@ impl Programs {
 
     /// Attaches the program `name` for good, or takes over the link that an earlier agent pinned.
     fn hold(&mut self, name: &'static str) -> Result<(), ProbeError> {
-        let refused = |err| ProbeError::Refused(name, Box::new(err));
         let Some((path, adopted)) = self.pins.as_ref().map(|pins| (pins.link(name), pins.adopted)) else {
-            // The link lives as long as its program's handle.
-            return self.get(name)?.attach().map(drop).map_err(refused);
+            let link = self.attach(name)?;
+            self.loose.push(link);
+            return Ok(());
         };
         if adopted {
             let link = PinnedLink::from_pin(path).map_err(|err| ProbeError::Pinned(name, chain(&err)))?;
@@ -248,10 +259,50 @@ impl Programs {
     }
 
     fn attach(&mut self, name: &'static str) -> Result<FdLink, ProbeError> {
-        let refused = |err| ProbeError::Refused(name, Box::new(err));
-        let program = self.get(name)?;
-        let id = program.attach().map_err(refused)?;
-        program.take_link(id).map(FdLink::from).map_err(refused)
+        match self.get(name)? {
+            Program::BtfTracePoint(program) => {
+                program.attach().and_then(|id| program.take_link(id)).map(FdLink::from)
+            }
+            Program::Lsm(program) => program.attach().and_then(|id| program.take_link(id)).map(FdLink::from),
+            Program::FEntry(program) => {
+                program.attach().and_then(|id| program.take_link(id)).map(FdLink::from)
+            }
+            _ => return Err(ProbeError::Missing(name)),
+        }
+        .map_err(|err| ProbeError::Refused(name, Box::new(err)))
+    }
+
+    /// Whether the form `programs` of a probe may be tried: BPF must be among the security modules for its hooks to be
+    /// called, and of pinned probes the form that was pinned is taken over.
+    fn eligible(&self, programs: &[(&'static str, Hook)]) -> bool {
+        if let Some(pins) = self.pins.as_ref().filter(|pins| pins.adopted) {
+            return programs.iter().all(|(name, _)| pins.program(name).exists());
+        }
+        let lsm = programs.iter().any(|(_, hook)| matches!(hook, Hook::Lsm(_)));
+        !lsm || std::fs::read_to_string("/sys/kernel/security/lsm")
+            .is_ok_and(|modules| modules.trim().split(',').any(|module| module == "bpf"))
+    }
+
+    /// Makes the form `programs` of a probe ready and, unless `later`, attaches it: all of it or nothing.
+    fn bring_up(
+        &mut self,
+        programs: &'static [(&'static str, Hook)],
+        later: bool,
+        btf: &Btf,
+    ) -> Result<(), ProbeError> {
+        let result = programs.iter().try_for_each(|(program, hook)| {
+            self.ready(program, *hook, btf)?;
+            if later { Ok(()) } else { self.hold(program) }
+        });
+        if result.is_err()
+            && let Some(pins) = &self.pins
+        {
+            // No half of it is left pinned, to be taken over by the next agent.
+            for (name, _) in programs {
+                pins.forget(name);
+            }
+        }
+        result
     }
 }
 
@@ -340,6 +391,7 @@ fn load_with(
         ebpf,
         adopted: BTreeMap::new(),
         held: Vec::new(),
+        loose: Vec::new(),
         latency: None,
         pins,
         timing: timing_now,
@@ -348,18 +400,29 @@ fn load_with(
     let mut latency_usable = false;
     for known in KNOWN {
         let later = known.name == LATENCY;
-        let result: Result<(), ProbeError> = known.programs.iter().try_for_each(|(program, hook)| {
-            programs.ready(program, hook, &btf)?;
-            if later { Ok(()) } else { programs.hold(program) }
-        });
-        // Half a set of pins is no set: the caller begins anew without.
-        if let Err(err @ ProbeError::Pinned(..)) = result {
-            return Err(err);
+        let mut refused: Option<ProbeError> = None;
+        let mut used = None;
+        for form in known.forms {
+            if !programs.eligible(form) {
+                continue;
+            }
+            match programs.bring_up(form, later, &btf) {
+                Ok(()) => used = Some(*form),
+                // Half a set of pins is no set: the caller begins anew without.
+                Err(err @ ProbeError::Pinned(..)) => return Err(err),
+                Err(err) => {
+                    refused.get_or_insert(err);
+                    continue;
+                }
+            }
+            break;
         }
-        latency_usable |= later && result.is_ok();
-        views.push(match result {
-            Ok(()) => view(known, Health::Ok, None),
-            Err(err) => view(known, Health::Degraded, Some(chain(&err))),
+        latency_usable |= later && used.is_some();
+        let why = refused.as_ref().map(|err| chain(err));
+        views.push(match (used, known.optional) {
+            (Some(form), _) => view(known, form, Health::Ok, None),
+            (None, false) => view(known, &[], Health::Degraded, why),
+            (None, true) => view(known, &[], Health::Off, Some(why.unwrap_or_else(|| NO_FORM.to_owned()))),
         });
     }
     let mut notes = Vec::new();
@@ -410,6 +473,7 @@ fn offsets(types: &btf::Types<'_>) -> Result<Vec<(&'static str, u32)>, ProbeErro
         ("OFF_INODE_SB", "inode", "i_sb"),
         ("OFF_INODE_INO", "inode", "i_ino"),
         ("OFF_INODE_GENERATION", "inode", "i_generation"),
+        ("OFF_DENTRY_INODE", "dentry", "d_inode"),
         ("OFF_SB_DEV", "super_block", "s_dev"),
         ("OFF_REGS_NR", "pt_regs", regs_nr),
         ("OFF_TASK_TGID", "task_struct", "tgid"),
@@ -435,12 +499,19 @@ fn offsets(types: &btf::Types<'_>) -> Result<Vec<(&'static str, u32)>, ProbeErro
     Ok(out)
 }
 
-/// Keys that an earlier agent left.
+/// What a path is called in the kernel's maps. Only this agent and its successors read it; two paths with the same one
+/// would share a last writer.
+fn tag(path: &Path) -> u64 {
+    let digest = crate::sha256::of_bytes(path.as_os_str().as_encoded_bytes());
+    u64::from_str_radix(digest.0.get(..16).unwrap_or_default(), 16).unwrap_or(0)
+}
+
+/// Keys that an earlier agent left, of inodes with their paths' tags.
 fn watched_by_others(
     inodes: &HashMap<MapData, PodInode, PodInodeWatch>,
     tasks: &HashMap<MapData, u32, PodWatched>,
-) -> (BTreeSet<InodeKey>, BTreeSet<u32>) {
-    let inodes = inodes.keys().flatten().map(|key| key.0).collect();
+) -> (BTreeMap<InodeKey, u64>, BTreeSet<u32>) {
+    let inodes = inodes.iter().flatten().map(|(key, watch)| (key.0, watch.0.tag)).collect();
     let roots = tasks.iter().flatten().filter(|(_, of)| of.0.depth == 0).map(|(tgid, _)| tgid).collect();
     (inodes, roots)
 }
@@ -490,14 +561,14 @@ impl Probes {
         let Some(shown) = views.iter_mut().find(|v| v.name == name) else { return };
         let Some(known) = known(name) else { return };
         // One that is not attached cannot see, and says so already.
-        let attached = !shown.attach.is_empty() || shown.why.as_deref() == Some(BLIND);
-        if !attached || shown.state == Health::Unsupported {
+        if shown.attach.is_empty() {
             return;
         }
         if seen != (shown.state == Health::Ok) {
             let (state, why) =
                 if seen { (Health::Ok, None) } else { (Health::Degraded, Some(BLIND.to_owned())) };
-            *shown = view(known, state, why);
+            let attach = std::mem::take(&mut shown.attach);
+            *shown = ProbeView { attach, ..view(known, &[], state, why) };
         }
         shown.self_test = Some(when.to_owned());
     }
@@ -507,9 +578,10 @@ impl Probes {
         aya_log::EbpfLogger::init(&mut lock(&self.programs).ebpf)
     }
 
-    /// Watches an inode. True: it is watched now. What is known of its last writer stays known.
-    pub fn watch_inode(&self, key: InodeKey, generation: Option<u32>) -> bool {
+    /// Watches the inode at `path`. True: it is watched now. What is known of its last writer stays known.
+    pub fn watch_inode(&self, key: InodeKey, generation: Option<u32>, path: &Path) -> bool {
         let watch = InodeWatch {
+            tag: tag(path),
             generation: generation.unwrap_or(0),
             generation_known: u32::from(generation.is_some()),
         };
@@ -535,6 +607,16 @@ impl Probes {
         cpus.iter().map(|touch| touch.0).filter(|touch| touch.at_ns != 0).max_by_key(|touch| touch.at_ns)
     }
 
+    /// Who last touched the file that lay at `path` before, where an earlier agent watched it and another one lies there
+    /// now: whoever replaced it while no agent ran.
+    #[must_use]
+    pub fn touch_of_replaced(&self, path: &Path) -> Option<Touch> {
+        let tag = tag(path);
+        let keys: Vec<InodeKey> =
+            lock(&self.leftovers).0.iter().filter(|(_, t)| **t == tag).map(|(key, _)| *key).collect();
+        keys.into_iter().filter_map(|key| self.last_touch(key)).max_by_key(|touch| touch.at_ns)
+    }
+
     /// Watches a process and from now on its descendants. True: it is watched now.
     pub fn watch_task(&self, tgid: u32) -> bool {
         lock(&self.leftovers).1.remove(&tgid);
@@ -558,7 +640,7 @@ impl Probes {
     /// Does not watch any more what an earlier agent watched and this one did not take over.
     pub fn forget_leftovers(&self) {
         let (inodes, roots) = std::mem::take(&mut *lock(&self.leftovers));
-        inodes.into_iter().for_each(|key| self.unwatch_inode(key));
+        inodes.into_keys().for_each(|key| self.unwatch_inode(key));
         roots.into_iter().for_each(|root| self.unwatch_task(root));
     }
 
@@ -670,8 +752,8 @@ impl Probes {
         programs.timing.phase = programs.timing.phase.wrapping_add(1);
         self.set_timing(programs.timing);
         // The exit side first: a start that no exit reads would be taken for the next cycle's.
-        let names = known(LATENCY).map(|k| k.programs).unwrap_or_default();
-        let links: Result<Vec<FdLink>, _> = names.iter().map(|(name, _)| programs.attach(name)).collect();
+        let form = known(LATENCY).and_then(|k| k.forms.first().copied()).unwrap_or_default();
+        let links: Result<Vec<FdLink>, _> = form.iter().map(|(name, _)| programs.attach(name)).collect();
         programs.latency = links.ok();
         programs.latency.is_some()
     }
@@ -695,7 +777,8 @@ impl Probes {
         let mut out = BTreeMap::new();
         for known in KNOWN {
             let mut sum = Runs::default();
-            for (name, _) in known.programs {
+            for (name, _) in known.forms.iter().copied().flatten() {
+                // A form that is not in use has no descriptor.
                 let Some(runs) = programs
                     .get(name)
                     .ok()
@@ -722,6 +805,9 @@ impl Probes {
         }
     }
 }
+
+/// Why an optional probe is off of which no form was refused.
+const NO_FORM: &str = "no form of it fits this kernel";
 
 /// Why a probe is degraded that does not see.
 const BLIND: &str = "attached, but it did not see its own canary";

@@ -83,6 +83,12 @@ impl Pins {
         self.dir.join(format!("link_{name}"))
     }
 
+    /// Takes the pins of the program `name` and its link away, if there are any.
+    pub(super) fn forget(&self, name: &str) {
+        drop(fs::remove_file(self.link(name)));
+        drop(fs::remove_file(self.program(name)));
+    }
+
     /// Where the note of the owner is pinned: the last one to be made, so that it tells that all others are there.
     pub(super) fn owner(&self) -> PathBuf {
         self.dir.join("owner")

@@ -7,7 +7,9 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use grace_common::{ALL_CLASSES, CLASS_NAMES, CLASSES, Class, InodeKey, TaskExit};
+use grace_common::{
+    ALL_CLASSES, CLASS_NAMES, CLASSES, Class, FLAG_RENAMED, FLAG_UNLINKED, InodeKey, TaskExit,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
@@ -48,6 +50,8 @@ pub struct Reader {
 pub(super) struct Canary {
     pub(super) inode: Option<InodeKey>,
     pub(super) dirty: bool,
+    pub(super) renamed: bool,
+    pub(super) unlinked: bool,
     /// The process, and what was seen of it.
     pub(super) root: Option<u32>,
     pub(super) fork: bool,
@@ -173,7 +177,11 @@ impl Reader {
             RingEvent::Dirty(record) => {
                 let mut canary = lock(&self.canary);
                 if canary.inode == Some(record.inode) {
-                    canary.dirty = true;
+                    match record.flags {
+                        FLAG_RENAMED => canary.renamed = true,
+                        FLAG_UNLINKED => canary.unlinked = true,
+                        _ => canary.dirty = true,
+                    }
                 } else if let Some(files) = self.files.get() {
                     drop(canary);
                     files.dirty(record);

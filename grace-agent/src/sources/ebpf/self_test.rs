@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub const DONE: &str = "done";
 
 /// Provokes `syscall_count` and `file_dirty` and notes what they saw. Takes well under a millisecond.
-pub fn quick(probes: &Probes, reader: &Reader) {
+pub fn quick(probes: &Probes, reader: &Reader, scratch: &Path) {
     let when = clock::wall_rfc3339();
     let before = probes.calls();
     for _ in 0..CALLS {
@@ -38,6 +39,25 @@ pub fn quick(probes: &Probes, reader: &Reader) {
         Ok(seen) => probes.self_tested("file_dirty", seen, &when),
         Err(err) => tracing::debug!(%err, "no canary for file_dirty"),
     }
+    match name_canary(probes, reader, scratch) {
+        Ok(seen) => probes.self_tested("file_name", seen, &when),
+        Err(err) => tracing::debug!(%err, "no canary for file_name"),
+    }
+}
+
+/// Renames and removes a file in `scratch`, a folder of the agent's own.
+fn name_canary(probes: &Probes, reader: &Reader, scratch: &Path) -> std::io::Result<bool> {
+    let (before, after) = (scratch.join("canary"), scratch.join("canary-renamed"));
+    let file = std::fs::File::create(&before)?;
+    let stat = fstat(&file)?;
+    let key = InodeKey { dev: super::kernel_dev(stat.st_dev), _pad: 0, ino: stat.st_ino };
+    reader.canary(|canary| *canary = Canary { inode: Some(key), ..Canary::default() });
+    probes.watch_inode(key, None, Path::new(""));
+    let renamed = std::fs::rename(&before, &after).and_then(|()| std::fs::remove_file(&after));
+    probes.unwatch_inode(key);
+    reader.drain();
+    let canary = reader.canary(std::mem::take);
+    renamed.map(|()| canary.renamed && canary.unlinked)
 }
 
 /// Writes into a file that lives in memory and nowhere else, so that no file system of the host is touched.
@@ -50,7 +70,7 @@ fn dirty_canary(probes: &Probes, reader: &Reader) -> rustix::io::Result<bool> {
     let past = Timespec { tv_sec: 1, tv_nsec: 0 };
     futimens(&file, &Timestamps { last_access: past, last_modification: past })?;
     reader.canary(|canary| *canary = Canary { inode: Some(key), ..Canary::default() });
-    probes.watch_inode(key, None);
+    probes.watch_inode(key, None, Path::new(""));
     let written = rustix::io::write(&file, b"canary");
     let state = probes.last_touch(key).is_some_and(|touch| touch.task.tgid == std::process::id());
     probes.unwatch_inode(key);
