@@ -272,9 +272,12 @@ fn only_emit_writes_into_the_ring() {
     // A probe that reserves or outputs by itself could lose an event without counting it.
     let wrong: Vec<String> = files("grace-ebpf/src")
         .into_iter()
+        // The maps themselves must stand somewhere.
+        .filter(|(name, _)| name != "maps.rs")
         .filter(|(name, text)| {
-            name != "emit.rs"
-                && (text.contains("EVENTS.") || text.contains(".reserve") || text.contains("EVENTS,"))
+            let names_a_ring =
+                ["FILES", "EXITS", "PROCESSES", "SLOW"].iter().any(|ring| text.contains(&format!("{ring}.")));
+            name != "emit.rs" && (names_a_ring || text.contains(".reserve") || text.contains("RingBuf"))
         })
         .map(|(name, _)| name)
         .collect();

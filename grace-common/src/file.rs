@@ -33,12 +33,6 @@ pub struct InodeWatch {
 
 const _: () = assert!(size_of::<InodeWatch>() == 16);
 
-/// In `FileDirty::flags`: it loses a name by a rename. Above all of the kernel's own flags.
-pub const FLAG_RENAMED: u32 = 1 << 31;
-
-/// In `FileDirty::flags`: it loses a name by an unlink.
-pub const FLAG_UNLINKED: u32 = 1 << 30;
-
 /// The last task that made a watched inode dirty on one processor: value of the map `TOUCHED`. It is state, not an
 /// event: neither a full ring nor an agent that does not run loses it.
 #[repr(C)]

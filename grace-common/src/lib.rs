@@ -11,6 +11,7 @@ mod exec;
 mod exit;
 mod file;
 mod fork;
+mod name;
 mod signal;
 mod syscall;
 
@@ -18,6 +19,7 @@ pub use exec::*;
 pub use exit::*;
 pub use file::*;
 pub use fork::*;
+pub use name::*;
 pub use signal::*;
 pub use syscall::*;
 
