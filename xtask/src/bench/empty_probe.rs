@@ -1,4 +1,4 @@
-//! The floor under every probe of system calls: two empty programs on the kernel's raw tracepoints.
+//! The floor under every probe of system calls: empty programs on the kernel's raw tracepoints.
 //!
 //! Whatever wants to see each call's begin and end pays this much before it has done anything. The programs are
 //! loaded with bpf(2) itself, so that no library's work is in the figure.
@@ -47,16 +47,21 @@ struct Next {
     open_flags: u32,
 }
 
-/// Empty programs at the begin and the end of every system call; dropped, they are gone.
+/// What is called at the end of every system call.
+pub(super) const EXIT: &[&CStr] = &[c"sys_exit"];
+/// What is called at its begin and at its end.
+pub(super) const BOTH: &[&CStr] = &[c"sys_enter", c"sys_exit"];
+
+/// Empty programs on some tracepoints; dropped, they are gone.
 pub(super) struct EmptyProbes {
     /// Closing these detaches; each keeps its program.
-    _attached: [OwnedFd; 2],
+    _attached: Vec<OwnedFd>,
 }
 
 impl EmptyProbes {
-    /// Loads and attaches both.
-    pub(super) fn attach() -> Result<Self> {
-        Ok(Self { _attached: [attach(c"sys_enter")?, attach(c"sys_exit")?] })
+    /// Loads and attaches one for each tracepoint.
+    pub(super) fn attach(tracepoints: &[&CStr]) -> Result<Self> {
+        Ok(Self { _attached: tracepoints.iter().map(|name| attach(name)).collect::<Result<_>>()? })
     }
 }
 

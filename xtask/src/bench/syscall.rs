@@ -11,7 +11,7 @@ use super::empty_probe::{self, EmptyProbes};
 use super::guard::{Guard, Scratch, log_of, program, spawn, wait_until};
 use super::noise::per_call;
 use super::report::{Row, Table};
-use super::stats::Samples;
+use super::stats::{Samples, ratio, short};
 use super::{Bench, brief, peers, say};
 use crate::process;
 
@@ -31,6 +31,7 @@ const HISTOGRAM: &str = "tracepoint:raw_syscalls:sys_enter { @start[tid] = nsecs
 enum Watcher {
     Nobody,
     Floor,
+    HalfFloor,
     Grace,
     GraceFull,
     Syscount,
@@ -39,9 +40,10 @@ enum Watcher {
 }
 
 impl Watcher {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Nobody,
         Self::Floor,
+        Self::HalfFloor,
         Self::Grace,
         Self::GraceFull,
         Self::Syscount,
@@ -53,7 +55,8 @@ impl Watcher {
         match self {
             Self::Nobody => "getppid, nothing attached",
             Self::Floor => "added by two empty raw tracepoint programs: the floor",
-            Self::Grace => "added by Grace",
+            Self::HalfFloor => "added by one empty program, at the exit alone",
+            Self::Grace => "added by Grace (one hook, at the exit)",
             Self::GraceFull => "added by Grace, latency = \"full\"",
             Self::Syscount => "added by syscount -L",
             Self::Bpftrace => "added by bpftrace, histogram of latencies",
@@ -72,14 +75,16 @@ impl Watcher {
             agent.stop();
             found
         };
+        let empty = |tracepoints| -> Result<f64> {
+            let probes = EmptyProbes::attach(tracepoints)?;
+            let found = per_call(calls, pieces);
+            drop(probes);
+            found
+        };
         match self {
             Self::Nobody => per_call(calls, pieces),
-            Self::Floor => {
-                let probes = EmptyProbes::attach()?;
-                let found = per_call(calls, pieces);
-                drop(probes);
-                found
-            }
+            Self::Floor => empty(empty_probe::BOTH),
+            Self::HalfFloor => empty(empty_probe::EXIT),
             Self::Grace => grace(""),
             Self::GraceFull => grace("[probes]\nlatency = \"full\"\n"),
             Self::Syscount => {
@@ -132,6 +137,16 @@ fn under_strace(calls: u32, pieces: u32) -> Result<f64> {
     said.parse().with_context(|| format!("no time: {said}"))
 }
 
+/// How many times one empty program at the same place Grace adds, in words.
+fn own_floor(found: &[Samples]) -> String {
+    let of = |watcher| {
+        let at = Watcher::ALL.iter().position(|one| *one == watcher)?;
+        found.get(at)?.median()
+    };
+    let times = of(Watcher::Grace).zip(of(Watcher::HalfFloor)).and_then(|(grace, floor)| ratio(grace, floor));
+    times.map_or_else(|| "not known".to_owned(), |times| format!("{} ×", short(times)))
+}
+
 pub(super) fn measure(bench: &Bench) -> Result<Table> {
     let scratch = Scratch::new("syscall")?;
     let rounds = bench.rounds(8, 5);
@@ -160,6 +175,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
             found[at].extend(ns.map(|ns| ns - base));
         }
     }
+    let of_one_hook = own_floor(&found);
     let mut table =
         Table::new("syscall", "The cheapest system call, and what each watcher of all calls adds", "ns");
     for ((watcher, samples), why) in Watcher::ALL.into_iter().zip(found).zip(missing) {
@@ -176,7 +192,9 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
         "Pinned to one core; {rounds} rounds, each with all of them in another order, each the fastest of 10 times \
          {} calls (strace: a hundredth of that) less the same round's with nothing attached. So Grace's figure has \
          its counting hook and not the seconds in which latencies are sampled too. No call can be hit harder than \
-         this one, which does nothing. Ratios are to what the floor adds.",
+         this one, which does nothing. Ratios are to what the floor of two hooks adds. By default Grace hooks the \
+         exit alone, so less than 1 there is no gain on an empty program: to one empty program at the exit its \
+         ratio is {of_one_hook}.",
         bench.rounds(400_000, 200_000)
     ));
     table.note(match others {

@@ -35,14 +35,14 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
         let near = target(owned.first().and_then(|file| file.parent()).context("no files")?)?;
         let beside = per_write(&near, calls, pieces)?;
         agent.stop();
-        let watched = per_owned_write(bench, &base, round, calls, pieces)?;
+        let (bare, watched) = per_owned_write(bench, &base, round, calls, pieces)?;
         found[0].push(without);
         found[1].push(with);
         found[2].push(beside);
         found[3].push(watched);
         added[0].push(with - without);
         added[1].push(beside - without);
-        added[2].push(watched - without);
+        added[2].push(watched - bare);
     }
     let [without, with, beside, watched] = found;
     let [added_far, added_near, added_watched] = added;
@@ -60,24 +60,27 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
     table.row(Row::new("added to an owned file", added_watched));
     table.note(format!(
         "Pinned to one core; {rounds} rounds of starting and stopping Grace with 20 owned files, each the fastest of \
-         {pieces} times {calls} writes at the same place of an open file. The owned file is written to under an agent that only observes: \
+         {pieces} times {calls} writes at the same place of an open file. The owned file is written to under an agent that only observes, and \
+         what is added is to the same file before: \
          one that repairs would replace it, and later writes would go to a file that it no longer owns."
     ));
     Ok(table)
 }
 
-/// Nanoseconds for one write to a file that an agent owns, which sees that it drifts and leaves it as it is.
-fn per_owned_write(bench: &Bench, base: &Scratch, round: u32, calls: u32, pieces: u32) -> Result<f64> {
+/// Nanoseconds for one write to a file before an agent owns it, and after: it sees that the file drifts and leaves
+/// it as it is.
+fn per_owned_write(bench: &Bench, base: &Scratch, round: u32, calls: u32, pieces: u32) -> Result<(f64, f64)> {
     let dir = base.dir(&format!("owned-{round}"))?;
     let files = super::fill(&dir.join("etc"), 20, 4096)?;
+    let path = files.first().context("no files")?;
+    let file = OpenOptions::new().write(true).open(path).with_context(|| path.display().to_string())?;
+    let bare = per_write(&file, calls, pieces)?;
     let agent = Agent::start_in("observe", &bench.grace, &dir.join("grace"), "")?;
     agent.own(&files)?;
     std::thread::sleep(super::SETTLE);
-    let path = files.first().context("no files")?;
-    let file = OpenOptions::new().write(true).open(path).with_context(|| path.display().to_string())?;
-    let found = per_write(&file, calls, pieces);
+    let watched = per_write(&file, calls, pieces)?;
     agent.stop();
-    found
+    Ok((bare, watched))
 }
 
 /// A file to write to.
