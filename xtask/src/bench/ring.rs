@@ -20,6 +20,8 @@ use super::{Bench, brief, idle, say};
 const CLASS: &str = "slow";
 /// What the agent has not read this long after the last event, it will not read.
 const DRAIN: Duration = Duration::from_secs(20);
+/// So many looks without a change, and nothing more is under way.
+const STILL: u32 = 10;
 /// The noise begins when the agent has settled.
 const QUIET_MS: u64 = 2000;
 
@@ -84,7 +86,8 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
             table.row(once(SUSTAINED, best.delivered_per_second()));
             table.row(once("agent's processor seconds for a million of them", best.cpu_per_million()));
         }
-        None => table.row(Row::missing(SUSTAINED, "some were lost at every rate that was tried")),
+        None => table
+            .row(Row::missing(SUSTAINED, "some were lost, or unaccounted for, at every rate that was tried")),
     }
     for (what, value) in [
         ("flat out: calls by the process", number(flat.called)),
@@ -120,7 +123,8 @@ fn search(bench: &Bench, scratch: &Scratch, flat: &Run, seconds: u32) -> Result<
         run(bench, &scratch.dir(&format!("paced-{tried}"))?, rate, seconds)
     };
     // Flat out, events came faster than they were taken; what was produced a second is too much.
-    let (mut low, mut high) = (0.0, number(flat.produced) / flat.seconds);
+    // It can be many times too much: the middle is that of the ratio.
+    let (mut low, mut high) = (0.0_f64, number(flat.produced) / flat.seconds);
     let mut next = flat.delivered_per_second().min(high * 0.9);
     for _ in 0..steps {
         if attempt(next, short)?.clean() {
@@ -128,7 +132,7 @@ fn search(bench: &Bench, scratch: &Scratch, flat: &Run, seconds: u32) -> Result<
         } else {
             high = next;
         }
-        next = if low > 0.0 { f64::midpoint(low, high) } else { high / 2.0 };
+        next = if low > 0.0 { (low * high).sqrt() } else { high / 2.0 };
     }
     // What holds for a moment need not hold for long.
     let mut rate = if low > 0.0 { low } else { high / 2.0 };
@@ -170,11 +174,14 @@ fn run(bench: &Bench, dir: &Path, rate: u64, seconds: u32) -> Result<Run> {
     let called = fs::read_to_string(&report)?.parse().context("the noise's count")?;
     let mut last = of_class(&agent.status()?)?;
     let drained = Instant::now();
-    // Empty, and it stays so: the counts are read one after the other.
+    // Empty, and it stays so: the counts are read one after the other. What is missing for long is missing.
+    let mut same = 0;
     loop {
         std::thread::sleep(Duration::from_millis(300));
         let now = of_class(&agent.status()?)?;
-        if (now == last && now.in_flight == 0 && now.unaccounted() == 0) || drained.elapsed() > DRAIN {
+        same = if now == last { same + 1 } else { 0 };
+        let empty = same > 0 && now.in_flight == 0 && now.unaccounted() == 0;
+        if empty || same > STILL || drained.elapsed() > DRAIN {
             last = now;
             break;
         }
