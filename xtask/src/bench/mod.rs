@@ -30,7 +30,7 @@ use serde_json::json;
 use crate::{build, process};
 use report::{Strain, Table};
 
-/// Measures Grace beside its peers, and prints tables (needs root; about 5 minutes, --quick 1.5).
+/// Measures Grace beside its peers, and prints tables (needs root; --quick takes some minutes, else far longer).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
 /// supervisor, monit, bpfcc-tools, bpftrace, strace, redis. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a

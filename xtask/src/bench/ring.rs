@@ -105,7 +105,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Table> {
     table.row(once("flat out: produced - delivered - lost", unaccounted).target("0"));
     table.note(format!(
         "A process of getppid in bursts every millisecond, paced by token bucket; {tried} rates were tried below flat \
-         out, and the one that is shown held for {seconds} s. Figures are the agent's, read once the ring was empty \
+         out; one is shown only if it held for {seconds} s. Figures are the agent's, read once the ring was empty \
          ({} left in it after flat out); each run has an agent of its own.",
         flat.in_flight
     ));
