@@ -35,6 +35,8 @@ enum Task {
     Vm(vm::Args),
     Lint(lint::Args),
     Bench(bench::Args),
+    #[command(hide = true)]
+    Noise(bench::noise::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::main(&args),
         Task::Lint(args) => lint::main(&args),
         Task::Bench(args) => bench::main(&args),
+        Task::Noise(args) => bench::noise::main(&args),
     };
     done.unwrap_or_else(|err| {
         eprintln!("error: {err:#}");

@@ -26,13 +26,18 @@ pub(super) struct Agent {
 impl Agent {
     /// Starts an agent in repair mode whose files lie in `dir`, and waits for its first answer.
     pub(super) fn start(bin: &Path, dir: &Path, config: &str) -> Result<Self> {
+        Self::start_in("repair", bin, dir, config)
+    }
+
+    /// [`Self::start`] in this mode.
+    pub(super) fn start_in(mode: &str, bin: &Path, dir: &Path, config: &str) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let file = dir.join("grace.toml");
         fs::write(&file, config).with_context(|| file.display().to_string())?;
         let socket = dir.join("grace.sock");
         let mut command = program(bin);
         command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(dir.join("state"));
-        command.arg("--socket").arg(&socket).args(["--mode", "repair", "--quiet"]);
+        command.arg("--socket").arg(&socket).args(["--mode", mode, "--quiet"]);
         let log = dir.join("log");
         let began = Instant::now();
         let guard = spawn(&mut command, dir, &log)?;

@@ -165,7 +165,7 @@ fn threads(pid: u32) -> Result<BTreeMap<OsString, f64>> {
 }
 
 /// All of them by the coarser count of /proc/PID/stat, which has those that have ended too.
-fn ticks(pid: u32) -> Result<f64> {
+pub(super) fn ticks(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after = text.rfind(')').map_or("", |at| &text[at + 1..]);
     let fields: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse().ok()).collect();

@@ -5,11 +5,15 @@
 
 mod agent;
 mod drift;
+mod empty_probe;
 mod guard;
 mod idle;
+pub(crate) mod noise;
 mod peers;
+mod program;
 mod report;
 mod restart;
+mod ring;
 mod start;
 mod stats;
 mod syscall;
@@ -26,10 +30,10 @@ use serde_json::json;
 use crate::{build, process};
 use report::{Strain, Table};
 
-/// Measures Grace beside its peers, and prints tables (needs root; about 5 minutes, --quick 1.5).
+/// Measures Grace beside its peers, and prints tables (needs root; --quick takes some minutes, else far longer).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
-/// supervisor, monit. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
+/// supervisor, monit, bpfcc-tools, bpftrace, strace, redis. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
 /// real disk: syncing is a part of what is measured.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -62,6 +66,10 @@ enum Name {
     Syscall,
     /// What a write costs more
     Write,
+    /// How much longer real programs take
+    Program,
+    /// How many events a second the probes' ring carries without loss
+    Ring,
 }
 
 /// What every benchmark needs to know.
@@ -106,6 +114,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Idle => idle::measure(&bench),
             Name::Syscall => syscall::measure(&bench),
             Name::Write => write::measure(&bench),
+            Name::Program => program::measure(&bench),
+            Name::Ring => ring::measure(&bench),
         };
         match table {
             Ok(mut table) => {
@@ -130,6 +140,15 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         println!("All of it took {took:.0} s{}.", if args.quick { " (--quick)" } else { "" });
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Why something could not be measured, short enough for a table.
+fn brief(err: &anyhow::Error) -> String {
+    let text = format!("{err:#}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let text = words.join(" ");
+    let short: String = text.chars().take(240).collect();
+    if short.len() < text.len() { short + "…" } else { short }
 }
 
 /// Progress, for whoever waits.

@@ -10,6 +10,11 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Some more.
+    pub(super) fn extend(&mut self, values: impl IntoIterator<Item = f64>) {
+        self.0.extend(values);
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.0.len()
@@ -38,6 +43,13 @@ impl Samples {
     pub(super) fn range(&self) -> Option<(f64, f64)> {
         let sorted = self.sorted();
         Some((*sorted.first()?, *sorted.last()?))
+    }
+
+    /// Those that a quarter and three quarters do not exceed (nearest rank): between them lies half of all.
+    pub(super) fn quartiles(&self) -> Option<(f64, f64)> {
+        let sorted = self.sorted();
+        let at = |quarters: usize| sorted.get((sorted.len() * quarters).div_ceil(4).checked_sub(1)?).copied();
+        Some((at(1)?, at(3)?))
     }
 
     fn sorted(&self) -> Vec<f64> {
@@ -99,6 +111,13 @@ mod tests {
         some.push(8.0);
         assert_eq!((some.len(), some.range()), (3, Some((2.0, 8.0))));
         assert_eq!(samples([]).range(), None);
+    }
+
+    #[test]
+    fn quartiles_are_measured_values() {
+        assert_eq!(samples([]).quartiles(), None);
+        assert_eq!(samples([3]).quartiles(), Some((3.0, 3.0)));
+        assert_eq!(samples((1..=8).rev()).quartiles(), Some((2.0, 6.0)));
     }
 
     #[test]
