@@ -316,8 +316,12 @@ fn probe_facts(probe: &ProbeView) -> String {
 fn accounts(status: &StatusView, out: &mut String) {
     for (i, ring) in status.ring.iter().enumerate() {
         let head = if i == 0 { "account" } else { "" };
-        let lost: Vec<String> =
-            ring.lost.iter().map(|(cause, n)| format!("{n} lost ({})", escape(cause))).collect();
+        let lost: Vec<String> = ring
+            .lost
+            .iter()
+            .filter(|(_, n)| **n > 0)
+            .map(|(cause, n)| format!("{n} lost ({})", escape(cause)))
+            .collect();
         let lost = if lost.is_empty() { "0 lost".to_owned() } else { lost.join(" + ") };
         let delivered = match (ring.delivered, ring.in_flight) {
             (Some(n), Some(0)) => format!("{n} delivered"),

@@ -161,7 +161,7 @@ fn run(bench: &Bench, dir: &Path, rate: u64, seconds: u32) -> Result<Run> {
     let command = Value::from(words.to_vec());
     // An array of strings is written alike in JSON and in TOML.
     let config = format!(
-        "[probes]\nslow_at_least = \"0ns\"\nslow_rate = 0\n\n[[process]]\nname = \"noise\"\n\
+        "[probes]\nlatency = \"full\"\nslow_at_least = \"0ns\"\nslow_factor = 0\nslow_rate = 0\n\n[[process]]\nname = \"noise\"\n\
          command = {command}\nrestart = \"never\"\n"
     );
     let agent = Agent::start(&bench.grace, dir, &config)?;

@@ -21,10 +21,10 @@ impl Account {
         self.lost.iter().sum()
     }
 
-    /// The causes that lost something, in words.
+    /// The causes by name, with what each lost.
     #[must_use]
     pub fn causes(&self) -> Vec<(&'static str, u64)> {
-        CAUSE_NAMES.iter().zip(self.lost).filter(|(_, n)| *n > 0).map(|(name, n)| (*name, n)).collect()
+        CAUSE_NAMES.iter().copied().zip(self.lost).collect()
     }
 }
 
@@ -93,6 +93,6 @@ mod tests {
         let sums = sum([cpu, cpu].into_iter());
         assert_eq!(sums.map(|a| a.produced), [2, 4, 6, 8]);
         assert_eq!(sums.map(|a| a.lost()), [0, 2, 2, 4]);
-        assert_eq!(sums[3].causes(), [("throttled", 4)]);
+        assert_eq!(sums[3].causes(), [("full", 0), ("throttled", 4), ("untracked", 0)]);
     }
 }
