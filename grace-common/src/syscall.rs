@@ -65,7 +65,7 @@ pub struct SlowFrom {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// Number of the duty cycle. A call that began in another one is not timed.
+    /// Number of the duty cycle; 0: calls are not timed now. A call that began in another one is not timed.
     pub phase: u32,
     /// Slow calls reported a second and processor; more are counted as throttled. 0: without limit.
     pub slow_rate: u32,

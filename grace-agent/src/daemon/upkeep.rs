@@ -111,8 +111,10 @@ impl Upkeep {
         let rate = timer.calls.as_ref().map_or(0.0, |(before, watch)| {
             calls.saturating_sub(*before) as f64 / watch.elapsed().as_secs_f64().max(1e-3)
         });
-        // The first second has no rate yet: nothing is timed before it is known what that would cost.
-        let known = timer.calls.replace((calls, Stopwatch::start())).is_some();
+        // The first second has no rate yet: nothing is timed before it is known what that would cost, unless it may cost
+        // anything.
+        let known = timer.calls.replace((calls, Stopwatch::start())).is_some()
+            || timer.settings.latency == config::LatencyMode::Full;
         let on = if known { timer.governor.next_second(rate) } else { 0.0 };
         let on = if probes.time_syscalls(on > 0.0) { on } else { 0.0 };
         let share = (timer.governor.share() * 1000.0).round() / 1000.0;
@@ -169,6 +171,7 @@ impl Sample {
     fn end(self, probes: &Probes, governor: &mut Governor) -> u64 {
         let seconds = self.watch.elapsed().as_secs_f64().max(1e-3);
         let mut total = 0.0;
+        let (mut enter, mut exit) = (None, None);
         for (name, now) in probes.runs() {
             let before = self.before.get(name).copied().unwrap_or_default();
             let (time, runs) =
@@ -176,12 +179,15 @@ impl Sample {
             let each = (runs > 0).then(|| time as f64 / runs as f64);
             probes.note_cost(name, each, runs as f64 / seconds, now.missed);
             total += time as f64;
-            if name == "syscall_latency"
-                && runs > 1000
-                && let Some(each) = each
-            {
-                governor.measured(each + 2.0 * HOOK_NS);
+            // A few runs say more about cold caches than about the cost.
+            match (name, each.filter(|_| runs > 10_000)) {
+                ("syscall_latency", each) => enter = each,
+                ("syscall_count", each) => exit = each,
+                _ => {}
             }
+        }
+        if let (Some(enter), Some(exit)) = (enter, exit) {
+            governor.measured(enter + exit + 2.0 * HOOK_NS);
         }
         (total / seconds) as u64
     }

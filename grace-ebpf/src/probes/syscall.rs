@@ -1,14 +1,14 @@
-//! `syscall_count`: returns and errors of every syscall, always on, one hook at the exit side.
-//! `syscall_latency`: how long they took, by class; a pair of hooks that user space attaches for as much of the time as
-//! the budget allows, because the two clock reads are most of the cost. With them `syscall_wait`, which notes where
-//! in the kernel a watched thread waits.
+//! `syscall_count`: returns and errors of every syscall, always on, one hook at the exit side. While calls are timed it
+//! also ends their timing: a second program at the same hook would cost half as much again.
+//! `syscall_latency`: how long they took, by class; hooks that user space attaches for as much of the time as the budget
+//! allows. `syscall_enter` notes when a call begins, `syscall_wait` where in the kernel a watched thread waits.
 
 use aya_ebpf::bindings::{BPF_F_REUSE_STACKID, BPF_F_USER_STACK};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::{BtfTracePointContext, tracing::StackIdContext};
 use grace_common::{
-    BUCKETS, Cause, Class, STARTS as START_SLOTS, SYSCALL_CLASSES, SYSCALLS, SlowCall, Start, Watched,
+    BUCKETS, Cause, Class, STARTS as START_SLOTS, SYSCALL_CLASSES, SYSCALLS, SlowCall, Start, Timing, Watched,
 };
 
 use crate::emit::{emit, lose};
@@ -36,7 +36,9 @@ pub fn syscall_count(ctx: BtfTracePointContext) -> i32 {
             (*counts).errors[nr] += 1;
         }
     }
-    if let Some(of) = watched((bpf_get_current_pid_tgid() >> 32) as u32)
+    let ids = bpf_get_current_pid_tgid();
+    let of = watched((ids >> 32) as u32);
+    if let Some(of) = of
         && let Some(stats) = PROC_STATS.get_ptr_mut(of.root)
     {
         unsafe {
@@ -45,6 +47,11 @@ pub fn syscall_count(ctx: BtfTracePointContext) -> i32 {
                 (*stats).errors += 1;
             }
         }
+    }
+    if let Some(timing) = TIMING.get(0)
+        && timing.phase != 0
+    {
+        timed(&ctx, ids as u32, nr as u32, of, *timing);
     }
     0
 }
@@ -87,50 +94,43 @@ pub fn syscall_wait(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (struct pt_regs *regs, long ret)
-#[btf_tracepoint(function = "sys_exit")]
-pub fn syscall_latency(ctx: BtfTracePointContext) -> i32 {
-    let ids = bpf_get_current_pid_tgid();
-    let tid = ids as u32;
-    let Some(slot) = STARTS.get_ptr_mut(tid % START_SLOTS as u32) else { return 0 };
-    let start = unsafe { *slot };
-    let Some(timing) = TIMING.get(0) else { return 0 };
-    if start.tid != tid || start.phase != timing.phase {
-        return 0;
+/// The call `nr` of thread `tid` returns: how long it took, where its begin was seen in this duty cycle.
+#[inline(always)]
+fn timed(ctx: &BtfTracePointContext, tid: u32, nr: u32, of: Option<Watched>, timing: Timing) {
+    let Some(slot) = STARTS.get_ptr_mut(tid % START_SLOTS as u32) else { return };
+    if unsafe { (*slot).tid != tid || (*slot).phase != timing.phase } {
+        return;
     }
+    let (at, wait) = unsafe { ((*slot).at_ns, (*slot).wait) };
     unsafe { (*slot).tid = 0 };
     let now = unsafe { bpf_ktime_get_ns() };
-    let ns = now.wrapping_sub(start.at_ns);
-    let regs: *const u8 = ctx.arg(0);
-    let nr: i64 = unsafe { field(regs, &OFF_REGS_NR) };
-    let nr = if (nr as u64) < SYSCALLS as u64 { nr as u32 } else { SYSCALLS as u32 - 1 };
+    let ns = now.wrapping_sub(at);
     let class = SYSCALL_CLASS.get(nr).copied().unwrap_or(0) as usize;
     let bucket = (63 - (ns | 1).leading_zeros()) as usize;
     let bucket = if bucket < BUCKETS { bucket } else { BUCKETS - 1 };
     if class >= SYSCALL_CLASSES {
-        return 0;
+        return;
     }
     if let Some(lat) = SYSCALL_LAT.get_ptr_mut(0) {
         unsafe { (*lat).hist[class][bucket] += 1 };
     }
-    let Some(of) = watched((ids >> 32) as u32) else { return 0 };
+    let Some(of) = of else { return };
     if let Some(stats) = PROC_STATS.get_ptr_mut(of.root) {
         unsafe { (*stats).hist[class][bucket] += 1 };
     }
     let from = match unsafe { SLOW_FROM.get(of.root) } {
         Some(from) => from.ns[class],
-        None => return 0,
+        None => return,
     };
     if ns >= from {
-        slow(&ctx, &Call { of, start, now, ns, nr, class: class as u32 }, timing.slow_rate);
+        slow(ctx, &Call { of, wait, now, ns, nr, class: class as u32 }, timing.slow_rate);
     }
-    0
 }
 
 /// A call that was slow.
 struct Call {
     of: Watched,
-    start: Start,
+    wait: i32,
     now: u64,
     ns: u64,
     nr: u32,
@@ -166,7 +166,7 @@ fn slow(ctx: &BtfTracePointContext, call: &Call, rate: u32) {
         nr: call.nr,
         class: call.class,
         root: call.of.root,
-        wait: call.start.wait,
+        wait: call.wait,
         stack,
         _pad: 0,
         task: current(),

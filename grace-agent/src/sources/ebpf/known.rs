@@ -105,11 +105,7 @@ pub(super) const KNOWN: &[Known] = &[
     },
     Known {
         name: LATENCY,
-        forms: &[&[
-            ("syscall_latency", TpBtf("sys_exit")),
-            ("syscall_wait", TpBtf("sched_switch")),
-            ("syscall_enter", TpBtf("sys_enter")),
-        ]],
+        forms: &[&[("syscall_enter", TpBtf("sys_enter")), ("syscall_wait", TpBtf("sched_switch"))]],
         without: &["latency of syscalls", "slow calls of declared processes"],
         never: &["calls that begin outside of its share of the time (see `latency`)"],
         optional: false,

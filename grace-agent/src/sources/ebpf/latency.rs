@@ -37,8 +37,9 @@ impl Governor {
         self.settings = settings;
     }
 
-    /// What timing a call was measured to cost here, in nanoseconds.
-    pub fn measured(&mut self, pair_ns: f64) {
+    /// What counting and timing a call was measured to cost here, both together, in nanoseconds.
+    pub fn measured(&mut self, both_ns: f64) {
+        let pair_ns = both_ns - COUNT_NS;
         if pair_ns.is_finite() && pair_ns > 0.0 {
             self.pair_ns = pair_ns;
         }
@@ -121,7 +122,7 @@ mod tests {
         let mut auto = governor(LatencyMode::Auto);
         auto.next_second(200_000.0);
         let before = auto.share();
-        auto.measured(PAIR_NS * 2.0);
+        auto.measured(PAIR_NS * 2.0 + COUNT_NS);
         auto.next_second(200_000.0);
         assert!(auto.share() < before);
     }

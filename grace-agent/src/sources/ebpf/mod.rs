@@ -201,6 +201,8 @@ struct Programs {
     latency: Option<Vec<FdLink>>,
     pins: Option<Pins>,
     timing: Timing,
+    /// Number of the last duty cycle.
+    last_phase: u32,
 }
 
 impl Programs {
@@ -384,9 +386,9 @@ fn load_with(
         [Account::default(); CLASSES]
     };
 
-    // A cycle of an earlier agent is not this one's.
-    let phase = timing.get(&0, 0).map_or(0, |t| t.0.phase).wrapping_add(1);
-    let timing_now = Timing { phase, slow_rate: options.slow_rate };
+    // A cycle of an earlier agent is not this one's: the next one gets the number after it.
+    let last_phase = timing.get(&0, 0).map_or(0, |t| t.0.phase);
+    let timing_now = Timing { phase: 0, slow_rate: options.slow_rate };
     let mut programs = Programs {
         ebpf,
         adopted: BTreeMap::new(),
@@ -395,6 +397,7 @@ fn load_with(
         latency: None,
         pins,
         timing: timing_now,
+        last_phase,
     };
     let mut views = Vec::new();
     let mut latency_usable = false;
@@ -746,12 +749,14 @@ impl Probes {
             return self.latency_usable;
         }
         if !on {
+            programs.timing.phase = 0;
+            self.set_timing(programs.timing);
             programs.latency = None;
             return true;
         }
-        programs.timing.phase = programs.timing.phase.wrapping_add(1);
+        programs.last_phase = programs.last_phase.wrapping_add(1).max(1);
+        programs.timing.phase = programs.last_phase;
         self.set_timing(programs.timing);
-        // The exit side first: a start that no exit reads would be taken for the next cycle's.
         let form = known(LATENCY).and_then(|k| k.forms.first().copied()).unwrap_or_default();
         let links: Result<Vec<FdLink>, _> = form.iter().map(|(name, _)| programs.attach(name)).collect();
         programs.latency = links.ok();
