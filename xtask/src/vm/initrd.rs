@@ -1,6 +1,6 @@
 //! What a guest boots from: the kernel unpacked, and an initramfs with a shell and the modules to reach the host.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Cursor, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -182,14 +182,6 @@ impl Cpio {
         self.entry("TRAILER!!!", 0, &[])?;
         Ok(self.0.into_inner())
     }
-}
-
-/// An empty ext4 of that size, sparse.
-pub(super) fn scratch_disk(path: &Path, bytes: u64) -> Result<()> {
-    File::create(path).and_then(|file| file.set_len(bytes)).with_context(|| path.display().to_string())?;
-    let mke2fs = crate::places::on_path("mke2fs").context("no mke2fs (e2fsprogs)")?;
-    process::output(process::program(mke2fs).args(["-q", "-F", "-t", "ext4", "-L", "grace-test"]).arg(path))
-        .map(drop)
 }
 
 #[cfg(test)]
