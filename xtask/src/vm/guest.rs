@@ -242,7 +242,7 @@ fn qemu(kernel: &Kernel, dir: &Path, disks: &[PathBuf]) -> Result<Child> {
     command.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on")]);
     command.args(["-nodefaults", "-nographic", "-no-reboot", "-device", "virtio-rng-pci"]);
     command.arg("-kernel").arg(kernel.dir.join(initrd::VMLINUX));
-    command.arg("-initrd").arg(kernel.dir.join(initrd::INITRD));
+    command.arg("-initrd").arg(&kernel.initrd);
     command.args(["-append", &format!("{KERNEL_COMMAND_LINE} grace.run={}", dir.display())]);
     command.args(["-chardev", &format!("socket,id=files,path={}", at("files"))]);
     command.args(["-device", "vhost-user-fs-pci,chardev=files,tag=host"]);
