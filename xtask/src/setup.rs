@@ -141,6 +141,8 @@ fn missing(part: Part) -> Vec<String> {
                 tool("lz4", "lz4"),
                 tool("zstd", "zstd"),
                 tool("mke2fs", "e2fsprogs"),
+                tool("mkfs.xfs", "xfsprogs"),
+                tool("mkfs.btrfs", "btrfs-progs"),
             ]
             .into_iter()
             .flatten()

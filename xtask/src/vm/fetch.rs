@@ -28,6 +28,8 @@ pub(crate) struct Kernel {
     pub(crate) package: String,
     /// Its folder in the cache.
     pub(super) dir: PathBuf,
+    /// Its initramfs.
+    pub(super) initrd: PathBuf,
 }
 
 /// The newest kernel of a series, such as `6.12-cloud`: the cached one, else fetched. `None` if the mirror has none.
@@ -46,9 +48,9 @@ pub(crate) fn kernel(name: &str) -> Result<Option<Kernel>> {
         eprintln!("vm: fetching {} {}…", found.name, found.version);
         unpack(&dir, &index, found, &at)?;
     }
-    initrd::refresh(&at)?;
+    let initrd = initrd::initrd(&at)?;
     let package = String::from_utf8_lossy(&read(&at.join(PACKAGE))?).trim().to_owned();
-    Ok(Some(Kernel { package, dir: at }))
+    Ok(Some(Kernel { package, dir: at, initrd }))
 }
 
 /// `6.12-cloud` is series 6.12, ending in `-cloud-amd64`.

@@ -15,13 +15,10 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::fetch::Kernel;
-use super::{initrd, virtiofsd, write};
+use super::{file_systems, initrd, virtiofsd, write};
 use crate::places::on_path;
 use crate::process;
 
-/// Where the guest has its own ext4.
-pub(crate) const SCRATCH: &str = "/mnt/grace-test";
-const SCRATCH_BYTES: u64 = 256 << 20;
 const MEMORY: &str = "2G";
 
 /// For every guest: quick to boot, nothing random, pressure figures and BPF's LSM on.
@@ -67,7 +64,7 @@ impl Guest {
         write(&dir.join("modules"), initrd::modules(&kernel.dir).as_os_str().as_bytes())?;
         write(&dir.join("folders"), lines(&self.folders)?)?;
         write(&dir.join("command"), self.script())?;
-        initrd::scratch_disk(&dir.join("disk"), SCRATCH_BYTES)?;
+        let disks = file_systems::make(dir)?;
 
         let mut server = Running(file_server(dir)?);
         await_socket(dir, &mut server.0)?;
@@ -84,7 +81,7 @@ impl Guest {
 
         let ended = thread::scope(|scope| {
             let copies = [scope.spawn(move || copy(from_out, out)), scope.spawn(move || copy(from_err, err))];
-            let ended = qemu(kernel, dir).and_then(|child| wait(&mut Running(child), self.timeout));
+            let ended = qemu(kernel, dir, &disks).and_then(|child| wait(&mut Running(child), self.timeout));
             drop(held);
             for copy in copies {
                 // Whoever reads our output has gone: the guest's status still counts.
@@ -116,6 +113,7 @@ impl Guest {
             if name.chars().all(nameable)
                 && !name.starts_with(|c: char| c.is_ascii_digit())
                 && !name.is_empty()
+                && !file_systems::is_ours(key)
             {
                 script.extend_from_slice(format!("export {name}=").as_bytes());
                 shell_word(&mut script, value.as_bytes());
@@ -233,7 +231,7 @@ fn await_socket(dir: &Path, server: &mut Child) -> Result<()> {
     Ok(())
 }
 
-fn qemu(kernel: &Kernel, dir: &Path) -> Result<Child> {
+fn qemu(kernel: &Kernel, dir: &Path, disks: &[PathBuf]) -> Result<Child> {
     let program = on_path("qemu-system-x86_64").context("no qemu-system-x86_64 (qemu-system-x86)")?;
     let at = |name: &str| dir.join(name).display().to_string();
     let mut command = bound(&program);
@@ -244,11 +242,13 @@ fn qemu(kernel: &Kernel, dir: &Path) -> Result<Child> {
     command.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on")]);
     command.args(["-nodefaults", "-nographic", "-no-reboot", "-device", "virtio-rng-pci"]);
     command.arg("-kernel").arg(kernel.dir.join(initrd::VMLINUX));
-    command.arg("-initrd").arg(kernel.dir.join(initrd::INITRD));
+    command.arg("-initrd").arg(&kernel.initrd);
     command.args(["-append", &format!("{KERNEL_COMMAND_LINE} grace.run={}", dir.display())]);
     command.args(["-chardev", &format!("socket,id=files,path={}", at("files"))]);
     command.args(["-device", "vhost-user-fs-pci,chardev=files,tag=host"]);
-    command.args(["-drive", &format!("if=virtio,format=raw,cache=unsafe,file={}", at("disk"))]);
+    for disk in disks {
+        command.args(["-drive", &format!("if=virtio,format=raw,cache=unsafe,file={}", disk.display())]);
+    }
     command.args([
         "-chardev",
         &format!("file,id=console,path={}", at("console")),
@@ -317,11 +317,14 @@ mod tests {
             command: ["printf", "%s|", "it's", "$HOME \"x\"", ""].map(Into::into).to_vec(),
             directory: "/".into(),
             folders: Vec::new(),
-            environment: vec![("A_1".into(), "a\nb'c".into()), ("not a name".into(), "x".into())],
+            environment: [("A_1", "a\nb'c"), ("not a name", "x"), ("GRACE_TEST_FS", "the host's")]
+                .map(|(key, value)| (key.into(), value.into()))
+                .to_vec(),
             timeout: Duration::ZERO,
             log: None,
         };
         let mut script = String::from_utf8(guest.script()).expect("text");
+        assert!(!script.contains("GRACE_TEST_FS"), "{script}");
         script = script.replace("exec 'printf'", "printf '%s|' \"$A_1\"; exec 'printf'");
         let said = process::text(process::program("sh").args(["-c", &script])).expect("runs");
         assert_eq!(said, "a\nb'c|it's|$HOME \"x\"||");

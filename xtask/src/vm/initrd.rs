@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Cursor, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
@@ -17,10 +18,16 @@ const COMMAND: &str = include_str!("../../guest/command.sh");
 /// Needed before the host's files are there, with all that they depend on.
 const MODULES: [&str; 5] = ["virtio_pci", "virtiofs", "overlay", "virtio_console", "virtio_blk"];
 
+/// Here only because they are unpacked by the host: the emulated processor needs seconds for these. Not every kernel
+/// has them.
+const HEAVY: [&str; 2] = ["xfs", "btrfs"];
+
 /// The kernel, in a kernel's folder.
 pub(super) const VMLINUX: &str = "vmlinux";
-/// The initramfs, in a kernel's folder.
-pub(super) const INITRD: &str = "initrd";
+/// How the initramfs' name begins, in a kernel's folder; the rest says what is in it.
+const INITRD: &str = "initrd-";
+/// One that no checkout has wanted for so long is removed.
+const STALE: Duration = Duration::from_hours(24);
 
 /// Where a kernel's modules are, in its folder.
 pub(super) fn modules(kernel: &Path) -> PathBuf {
@@ -106,20 +113,24 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(unpacked)
 }
 
-/// Makes the initramfs unless the one there has the same parts.
-pub(super) fn refresh(kernel: &Path) -> Result<()> {
+/// Makes the initramfs unless it is there. Other parts make another file: checkouts that differ share the cache and
+/// may be booting.
+pub(super) fn initrd(kernel: &Path) -> Result<PathBuf> {
     let busybox = busybox().context("no busybox that runs alone (busybox-static)")?;
     let busybox = read(&busybox)?;
     let mut parts = Sha256::new();
-    for part in [INIT.as_bytes(), COMMAND.as_bytes(), MODULES.join(" ").as_bytes(), &busybox] {
+    let names = [MODULES.as_slice(), &HEAVY].concat().join(" ");
+    for part in [INIT.as_bytes(), COMMAND.as_bytes(), names.as_bytes(), &busybox] {
         parts.update(part.len().to_le_bytes());
         parts.update(part);
     }
-    let stamp = parts.finalize();
-    let stamp_file = kernel.join("initrd.parts");
-    if kernel.join(INITRD).exists() && fs::read(&stamp_file).is_ok_and(|there| there == stamp[..]) {
-        return Ok(());
+    let stamp: String = parts.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let initrd = kernel.join(format!("{INITRD}{stamp}"));
+    if let Ok(file) = File::open(&initrd) {
+        file.set_modified(SystemTime::now()).with_context(|| initrd.display().to_string())?;
+        return Ok(initrd);
     }
+    remove_stale(kernel)?;
 
     let release = release(kernel)?;
     let mut archive = Cpio(Cursor::new(Vec::new()));
@@ -130,10 +141,14 @@ pub(super) fn refresh(kernel: &Path) -> Result<()> {
     archive.entry("init", 0o100_755, INIT.as_bytes())?;
     archive.entry("command.sh", 0o100_755, COMMAND.as_bytes())?;
     let mut order: Vec<String> = Vec::new();
-    for module in MODULES {
+    for module in MODULES.iter().chain(&HEAVY) {
         let mut modprobe = process::program("modprobe");
         modprobe.arg("-d").arg(kernel).args(["-S", &release, "--show-depends", module]);
-        for line in process::text(&mut modprobe)?.lines() {
+        let needed = match process::text(&mut modprobe) {
+            Err(_) if HEAVY.contains(module) => continue,
+            needed => needed?,
+        };
+        for line in needed.lines() {
             // "insmod PATH", or "builtin NAME" for what the kernel has in it.
             let Some(path) = line.strip_prefix("insmod ").map(|path| Path::new(path.trim())) else {
                 continue;
@@ -148,8 +163,23 @@ pub(super) fn refresh(kernel: &Path) -> Result<()> {
     }
     let order: String = order.iter().map(|name| format!("{name}\n")).collect();
     archive.entry("modules/order", 0o100_644, order.as_bytes())?;
-    write(&kernel.join(INITRD), archive.end()?)?;
-    write(&stamp_file, stamp)
+    let new = kernel.join("initrd.new");
+    write(&new, archive.end()?)?;
+    fs::rename(&new, &initrd).with_context(|| initrd.display().to_string())?;
+    Ok(initrd)
+}
+
+fn remove_stale(kernel: &Path) -> Result<()> {
+    for entry in fs::read_dir(kernel).with_context(|| kernel.display().to_string())? {
+        let entry = entry?;
+        let age = entry.metadata().and_then(|data| data.modified()).map(|time| time.elapsed());
+        if entry.file_name().to_string_lossy().starts_with(INITRD)
+            && matches!(age, Ok(Ok(age)) if age > STALE)
+        {
+            fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// An archive as the kernel reads it ("newc").
@@ -182,14 +212,6 @@ impl Cpio {
         self.entry("TRAILER!!!", 0, &[])?;
         Ok(self.0.into_inner())
     }
-}
-
-/// An empty ext4 of that size, sparse.
-pub(super) fn scratch_disk(path: &Path, bytes: u64) -> Result<()> {
-    File::create(path).and_then(|file| file.set_len(bytes)).with_context(|| path.display().to_string())?;
-    let mke2fs = crate::places::on_path("mke2fs").context("no mke2fs (e2fsprogs)")?;
-    process::output(process::program(mke2fs).args(["-q", "-F", "-t", "ext4", "-L", "grace-test"]).arg(path))
-        .map(drop)
 }
 
 #[cfg(test)]

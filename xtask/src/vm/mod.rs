@@ -4,6 +4,7 @@
 //! one host or another refuses: every kind of BPF program, kprobes, all cgroup controllers.
 
 mod fetch;
+mod file_systems;
 mod guest;
 mod initrd;
 
@@ -17,7 +18,8 @@ use std::{fs, io};
 use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::fetch::kernel;
-pub(crate) use self::guest::{Ended, Guest, SCRATCH};
+pub(crate) use self::file_systems::SCRATCH;
+pub(crate) use self::guest::{Ended, Guest};
 use crate::setup::{self, Part};
 use crate::{places, process};
 
@@ -30,8 +32,9 @@ pub(crate) const DEFAULT: &str = "6.12-cloud";
 ///
 /// KERNEL is a Debian series: 6.12, or 6.12-cloud for the small variant. The newest of it is fetched once, from
 /// the mirror that apt uses, and not installed. In the guest, / is this machine's, with what is written kept in
-/// memory; the current folder is the real one; /mnt/grace-test (TMPDIR) is an empty ext4. Exit status: the
-/// command's; 124 out of time; 125 if the guest died.
+/// memory; the current folder is the real one; /mnt/grace-test (TMPDIR) is an empty ext4, beside /mnt/grace-xfs,
+/// -btrfs and -tmpfs; $GRACE_TEST_FS says which of them this kernel has (ext4=/mnt/grace-test,…). Exit status:
+/// the command's; 124 out of time; 125 if the guest died.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Seconds for all of it
