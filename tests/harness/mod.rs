@@ -179,9 +179,14 @@ impl Agent {
 
     /// Asks the agent to end and waits for it.
     pub fn stop(&mut self) {
+        self.stop_by(rustix::process::Signal::TERM);
+    }
+
+    /// The same by another signal.
+    pub fn stop_by(&mut self, signal: rustix::process::Signal) {
         let mut child = self.child.take().unwrap();
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
         let began = Instant::now();
         loop {
             if let Some(status) = child.try_wait().unwrap() {

@@ -145,6 +145,9 @@ impl Reader {
 
     /// Takes everything out of the rings now, the important classes first.
     pub fn drain(&self) {
+        // First: a firing that is about to form from what is read now must know. Where the newest are lost, nothing that
+        // is in the rings tells it.
+        self.tell_losses();
         let mut rings = lock(&self.rings);
         // Bounded: a flood of one class must not keep this from its caller for ever.
         for _ in 0..64 {
@@ -166,7 +169,7 @@ impl Reader {
         }
         let gaps = rings.gaps();
         drop(rings);
-        // Said at once, not with the next count: a firing that is about to form must know.
+        // The same for what was lost meanwhile: said at once, not with the next count.
         if self.gaps.swap(gaps, Ordering::Relaxed) != gaps {
             self.tell_losses();
         }
