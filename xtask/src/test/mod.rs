@@ -3,43 +3,31 @@
 //!
 //! A test that finds at run time that it cannot do its work appends a line `name: reason` to the file named by
 //! $GRACE_TEST_SKIPS and returns; it is then counted as skipped and its reason is shown. In a guest $GRACE_GUEST
-//! names the kernel.
+//! names the kernel, and $GRACE_TEST_FS the file systems to test on: `ext4=/mnt/grace-test,xfs=/mnt/grace-xfs,…`.
 
+mod guests;
 mod report;
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use self::report::{Report, Suite};
-use crate::process::Built;
 use crate::setup::{self, Part};
-use crate::vm::{self, Ended, Guest};
 use crate::{build, places, process};
 
 /// The feature of the tests that need root: the targets `kernel` and `crash`.
 pub(crate) const ROOT_TESTS: &str = "grace-agent/root-tests";
-/// The test target that is also run in guests.
-const GUEST_TARGET: &str = "kernel";
-/// For a whole suite in an emulated processor.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-/// Each has one processor.
-const GUESTS_AT_ONCE: usize = 2;
 
 /// Runs all tests: unit, property, replay and command line; as root also those that load probes, here and in
 /// other kernels.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run the kernel tests in 5.10, 6.1, 6.12 and 6.18, not in 6.12 alone
+    /// Run the guest tests in 5.10, 6.1, 6.12 and 6.18, not in 5.10 and 6.12 alone
     #[arg(long)]
     all_kernels: bool,
     /// Run no guests
@@ -78,7 +66,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let mut cargo = process::cargo();
     let built = process::build(cargo.args(["test", "--workspace", "--no-run"]).args(&features))?;
     let mut suites = on_host(&features, args.filter.as_deref())?;
-    suites.extend(in_guests(args, &built, &mut not_run));
+    suites.extend(guests::run(args, &built, &mut not_run));
 
     Ok(conclude(&suites, &not_run))
 }
@@ -147,160 +135,6 @@ fn on_host(features: &[&str], filter: Option<&str>) -> Result<Vec<Suite>> {
     }
     let status = child.wait()?;
     Ok(report.end(status.success(), &format!("cargo test ended with {status}")))
-}
-
-/// The kernel tests in other kernels.
-fn in_guests(args: &Args, built: &[Built], not_run: &mut NotRun) -> Vec<Suite> {
-    let kernels: &[&str] = if args.all_kernels { &vm::TESTED } else { &[vm::DEFAULT] };
-    let mut refuse = |why: String| {
-        not_run.push((format!("kernel tests in guests ({})", kernels.join(", ")), why));
-        Vec::new()
-    };
-    if args.no_vm {
-        return refuse("--no-vm".to_owned());
-    }
-    if !process::is_root() {
-        return refuse("not root: start this as root".to_owned());
-    }
-    let Some(test) = built.iter().find(|built| built.is_test && built.target == GUEST_TARGET) else {
-        return refuse(format!("there is no test target named {GUEST_TARGET}"));
-    };
-    if let Err(why) = vm::ready() {
-        return refuse(format!("{why:#}"));
-    }
-
-    let queue: Mutex<VecDeque<&str>> = Mutex::new(kernels.iter().copied().collect());
-    let done = Mutex::new((Vec::new(), Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..GUESTS_AT_ONCE.min(kernels.len()) {
-            scope.spawn(|| {
-                while let Some(name) = lock(&queue).pop_front() {
-                    let outcome = in_guest(name, test, args.filter.as_deref());
-                    let mut done = lock(&done);
-                    match outcome {
-                        Ok(suite) => done.0.push(suite),
-                        Err(why) => done.1.push((format!("kernel tests in {name}"), format!("{why:#}"))),
-                    }
-                }
-            });
-        }
-    });
-    let (mut suites, reasons) = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    not_run.extend(reasons);
-    suites.sort_by(|a, b| a.name.cmp(&b.name));
-    suites
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// One suite in one kernel. An error: it could not be run.
-fn in_guest(name: &str, test: &Built, filter: Option<&str>) -> Result<Suite> {
-    let Some(kernel) = vm::kernel(name)? else {
-        anyhow::bail!("apt's mirror has no such kernel any more");
-    };
-    eprintln!("test: {GUEST_TARGET} in {name} ({})", kernel.package);
-    let suite = format!("{GUEST_TARGET} in {name}");
-    let started = Instant::now();
-    // A guest that dies by itself is tried again, once: emulation is not perfect. A failed test never is.
-    for last in [false, true] {
-        let skips = skips_file(name)?;
-        let guest = guest(name, test, filter, &skips);
-        let report = Mutex::new(Report::new(Some(suite.clone()), skips));
-        let (out, err) = (Prefixed::new(name, Some(&report)), Prefixed::new(name, None));
-        let ended = guest.run(&kernel, out, err)?;
-        let report = report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (good, why) = match ended {
-            Ended::Status(status) => (status == 0, format!("{name}: the tests ended with status {status}")),
-            Ended::OutOfTime => (false, format!("{name}: out of time after {} s", GUEST_TIMEOUT.as_secs())),
-            Ended::Died(how) => {
-                eprintln!("test: {name}: {how}");
-                if !last {
-                    eprintln!("test: {name}: trying once more");
-                    continue;
-                }
-                (false, format!("{name}: the guest died twice; its kernel's log: {}", log(name).display()))
-            }
-        };
-        let mut suites = report.end(good, &why).into_iter();
-        let mut found = suites.next().unwrap_or_else(|| Suite::failed(&suite, &why));
-        for more in suites {
-            found.add(&more);
-        }
-        found.seconds = started.elapsed().as_secs_f64();
-        return Ok(found);
-    }
-    anyhow::bail!("the guest was not run")
-}
-
-fn log(name: &str) -> PathBuf {
-    places::root().join(format!("target/xtask-test/{name}.log"))
-}
-
-fn guest(name: &str, test: &Built, filter: Option<&str>, skips: &Path) -> Guest {
-    let mut command: Vec<OsString> = vec![test.path.clone().into(), "--test-threads".into(), "1".into()];
-    command.extend(filter.map(OsString::from));
-    let ours: [(&str, OsString); 4] = [
-        ("CARGO_MANIFEST_DIR", test.package.clone().into()),
-        ("GRACE_GUEST", name.into()),
-        ("GRACE_TEST_SKIPS", skips.into()),
-        ("TMPDIR", vm::SCRATCH.into()),
-    ];
-    Guest {
-        command,
-        directory: test.package.clone(),
-        folders: vec![places::root()],
-        environment: process::environment().chain(ours.map(|(key, value)| (key.into(), value))).collect(),
-        timeout: GUEST_TIMEOUT,
-        log: Some(log(name)),
-    }
-}
-
-/// Shows whole lines with the kernel's name before them, and has them read.
-struct Prefixed<'a> {
-    name: &'a str,
-    report: Option<&'a Mutex<Report>>,
-    line: Vec<u8>,
-}
-
-impl<'a> Prefixed<'a> {
-    fn new(name: &'a str, report: Option<&'a Mutex<Report>>) -> Self {
-        Self { name, report, line: Vec::new() }
-    }
-
-    fn show(&mut self) {
-        let line = String::from_utf8_lossy(&self.line);
-        println!("[{}] {}", self.name, line.trim_end());
-        if let Some(report) = self.report {
-            lock(report).line(&line);
-        }
-        self.line.clear();
-    }
-}
-
-impl Write for Prefixed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for &byte in bytes {
-            self.line.push(byte);
-            if byte == b'\n' {
-                self.show();
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for Prefixed<'_> {
-    fn drop(&mut self) {
-        if !self.line.is_empty() {
-            self.show();
-        }
-    }
 }
 
 /// The closing words; the last line is for whoever counts.

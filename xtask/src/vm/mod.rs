@@ -17,7 +17,7 @@ use std::{fs, io};
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use self::fetch::kernel;
+pub(crate) use self::fetch::{Kernel, kernel};
 pub(crate) use self::file_systems::SCRATCH;
 pub(crate) use self::guest::{Ended, Guest};
 use crate::setup::{self, Part};
@@ -25,8 +25,8 @@ use crate::{places, process};
 
 /// The kernels that the tests are run in: the oldest that is supported, the distributions' and the newest.
 pub(crate) const TESTED: [&str; 4] = ["5.10-cloud", "6.1-cloud", "6.12-cloud", "6.18-cloud"];
-/// The one for every day.
-pub(crate) const DEFAULT: &str = "6.12-cloud";
+/// Those for every day: the oldest, and the one that most machines have.
+pub(crate) const DEFAULT: [&str; 2] = ["5.10-cloud", "6.12-cloud"];
 
 /// Runs a command in another kernel; `vm list` says which are there.
 ///
