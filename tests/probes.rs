@@ -775,12 +775,16 @@ fn every_probe_has_seen_its_canary_and_has_a_price() {
     let mut probes = Value::Null;
     wait_until("a price for each", || {
         // Something for each of them to see.
-        run("/bin/sh", &["-c", &format!("/bin/true; echo > {}", path.display())]);
+        let replaced = path.with_extension("new");
+        let (path, new) = (path.display(), replaced.display());
+        run("/bin/sh", &["-c", &format!("/bin/true; echo > {path}; echo > {new}; mv {new} {path}")]);
         probes = status(&agent)["probes"].clone();
+        // Optional ones are off where the kernel refuses LSM and fentry programs.
+        probes.as_array_mut().unwrap().retain(|p| p["state"] != "off");
         probes.as_array().unwrap().iter().all(|p| !p["self_test"].is_null() && !p["ns_per_run"].is_null())
     });
     let probes = probes.as_array().unwrap();
-    assert_eq!(probes.len(), 7);
+    assert!(probes.len() >= 7, "{probes:#?}");
     for probe in probes {
         assert_eq!(probe["state"], "ok", "{probe:#}");
         assert!(probe["why"].is_null(), "{probe:#}");

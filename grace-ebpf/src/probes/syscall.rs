@@ -3,6 +3,8 @@
 //! `syscall_latency`: how long they took, by class; hooks that user space attaches for as much of the time as the budget
 //! allows. `syscall_enter` notes when a call begins, `syscall_wait` where in the kernel a watched thread waits.
 
+use core::hint::black_box;
+
 use aya_ebpf::bindings::{BPF_F_REUSE_STACKID, BPF_F_USER_STACK};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
@@ -108,22 +110,33 @@ fn timed(ctx: &BtfTracePointContext, tid: u32, nr: u32, of: Option<Watched>, tim
     let class = SYSCALL_CLASS.get(nr).copied().unwrap_or(0) as usize;
     let bucket = (63 - (ns | 1).leading_zeros()) as usize;
     let bucket = if bucket < BUCKETS { bucket } else { BUCKETS - 1 };
-    if class >= SYSCALL_CLASSES {
-        return;
-    }
     if let Some(lat) = SYSCALL_LAT.get_ptr_mut(0) {
-        unsafe { (*lat).hist[class][bucket] += 1 };
+        count(unsafe { &mut (*lat).hist }, class, bucket);
     }
     let Some(of) = of else { return };
     if let Some(stats) = PROC_STATS.get_ptr_mut(of.root) {
-        unsafe { (*stats).hist[class][bucket] += 1 };
+        count(unsafe { &mut (*stats).hist }, class, bucket);
     }
-    let from = match unsafe { SLOW_FROM.get(of.root) } {
-        Some(from) => from.ns[class],
-        None => return,
-    };
+    let Some(from) = (unsafe { SLOW_FROM.get(of.root) }) else { return };
+    let index = black_box(class);
+    if index >= SYSCALL_CLASSES {
+        return;
+    }
+    let from = from.ns[index];
     if ns >= from {
         slow(ctx, &Call { of, wait, now, ns, nr, class: class as u32 }, timing.slow_rate);
+    }
+}
+
+/// Counts one in a histogram.
+///
+/// Verifiers before 5.12 forget the bounds of a number that was kept on the stack over a call, so they are checked
+/// again here, unseen by the compiler, which would leave that out.
+#[inline(always)]
+fn count(hist: &mut [[u32; BUCKETS]; SYSCALL_CLASSES], class: usize, bucket: usize) {
+    let (class, bucket) = (black_box(class), black_box(bucket));
+    if class < SYSCALL_CLASSES && bucket < BUCKETS {
+        hist[class][bucket] += 1;
     }
 }
 

@@ -421,7 +421,7 @@ fn load_with(
             break;
         }
         latency_usable |= later && used.is_some();
-        let why = refused.as_ref().map(|err| chain(err));
+        let why = refused.as_ref().map(|err| concise(&chain(err)));
         views.push(match (used, known.optional) {
             (Some(form), _) => view(known, form, Health::Ok, None),
             (None, false) => view(known, &[], Health::Degraded, why),
@@ -507,6 +507,17 @@ fn offsets(types: &btf::Types<'_>) -> Result<Vec<(&'static str, u32)>, ProbeErro
 fn tag(path: &Path) -> u64 {
     let digest = crate::sha256::of_bytes(path.as_os_str().as_encoded_bytes());
     u64::from_str_radix(digest.0.get(..16).unwrap_or_default(), 16).unwrap_or(0)
+}
+
+/// A reason without the middle: a verifier explains itself over thousands of lines, of which the last say why.
+fn concise(why: &str) -> String {
+    const EACH: usize = 240;
+    let chars: Vec<char> = why.chars().collect();
+    if chars.len() <= 2 * EACH {
+        return why.to_owned();
+    }
+    let (head, tail) = (&chars[..EACH], &chars[chars.len() - EACH..]);
+    format!("{} … {}", head.iter().collect::<String>(), tail.iter().collect::<String>())
 }
 
 /// Keys that an earlier agent left, of inodes with their paths' tags.
