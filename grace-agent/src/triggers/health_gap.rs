@@ -220,6 +220,7 @@ impl Process {
             ),
             baseline: "running".into(),
             writer: exit.sender.clone(),
+            noticed_by: None,
             evidence: stderr.clone(),
             remedy: vec![
                 Action::StartProcess { name: name.to_owned() },
