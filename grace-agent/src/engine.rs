@@ -153,6 +153,7 @@ impl Engine {
                     threshold: "none".into(),
                     baseline: "none".into(),
                     writer: None,
+                    noticed_by: None,
                     evidence: Vec::new(),
                     remedy: Vec::new(),
                     delay: Duration::ZERO,

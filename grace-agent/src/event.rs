@@ -179,6 +179,10 @@ pub enum Via {
     Fanotify,
     /// inotify, where fanotify is refused. It does not say who.
     Inotify,
+    /// The mount table changed under it.
+    Mounts,
+    /// A look while a process has it mapped shared and writable: stores into such a mapping call no hook.
+    Mapped,
     /// The periodic sweep.
     Sweep,
     /// The look at start, on `grace verify`, or right after a repair.
@@ -201,6 +205,19 @@ pub struct Actor {
     /// Parent's process id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppid: Option<u32>,
+    /// Where nobody saw it in the act: what it is concluded from. Enough to look there first, not to trust it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inferred: Option<Inferred>,
+}
+
+/// What an actor that nobody saw in the act is concluded from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Inferred {
+    /// It is the only process that has the file mapped shared and writable.
+    Mapping,
+    /// The kernel remembers it as the last one that dirtied the file, at a time that nobody noticed.
+    LastTouch,
 }
 
 /// What a declared process and its descendants do.

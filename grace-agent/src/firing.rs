@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::Action;
-use crate::event::{Actor, Timestamp};
+use crate::event::{Actor, Timestamp, Via};
 
 /// What a trigger judges.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +65,8 @@ pub struct Finding {
     pub baseline: String,
     /// Who did it, where a probe could tell.
     pub writer: Option<Actor>,
+    /// How it was noticed, where there is more than one way.
+    pub noticed_by: Option<Via>,
     /// More facts for the reader: last lines of stderr, for example. Hostile text, capped.
     pub evidence: Vec<String>,
     /// What to do, gentlest first.
@@ -176,6 +178,9 @@ pub struct Firing {
     pub baseline: String,
     /// Who did it.
     pub writer: Option<Actor>,
+    /// How it was noticed, where there is more than one way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noticed_by: Option<Via>,
     /// True where events of a class that this firing builds on were lost while it formed.
     pub evidence_gaps: bool,
     /// More facts, hostile text, capped.

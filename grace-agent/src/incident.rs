@@ -63,6 +63,7 @@ impl Incident {
             threshold: String::new(),
             baseline: String::new(),
             writer: None,
+            noticed_by: None,
             evidence_gaps,
             evidence: Vec::new(),
             count: 0,
@@ -93,6 +94,7 @@ impl Incident {
         firing.threshold = finding.threshold;
         firing.baseline = finding.baseline;
         firing.writer = finding.writer.or_else(|| firing.writer.take());
+        firing.noticed_by = finding.noticed_by.or(firing.noticed_by);
         firing.evidence = finding.evidence;
         let due = at.after(finding.delay);
         self.actions = finding.remedy;

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
-use crate::event::Actor;
+use crate::event::{Actor, Via};
 use crate::file_state::{Digest, KnownGood};
 use crate::firing::{Firing, FiringId, Rung, State, Subject};
 
@@ -45,6 +45,9 @@ pub struct FiringView {
     pub baseline: String,
     /// Who did it.
     pub writer: Option<Actor>,
+    /// How it was noticed, where there is more than one way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noticed_by: Option<Via>,
     /// True where events that this firing builds on were lost while it formed.
     pub evidence_gaps: bool,
     /// More facts. Untrusted text.
@@ -76,6 +79,7 @@ impl FiringView {
             threshold: firing.threshold.clone(),
             baseline: firing.baseline.clone(),
             writer: firing.writer.clone(),
+            noticed_by: firing.noticed_by,
             evidence_gaps: firing.evidence_gaps,
             evidence: firing.evidence.clone(),
             count: firing.count,

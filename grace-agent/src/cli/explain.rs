@@ -39,6 +39,10 @@ impl Explain {
             if let (Some(at), Some(how)) = (&firing.cleared, &firing.cleared_by) {
                 out.line(&format!("  {:<10} {at}: {}", "cleared", escape(how)))?;
             }
+            if let Some(via) = firing.noticed_by {
+                let via = serde_json::to_value(via).unwrap_or_default();
+                out.line(&format!("  {:<10} by {}", "noticed", via.as_str().unwrap_or_default()))?;
+            }
             if let Some(writer) = &firing.writer {
                 let cgroup = writer.cgroup.as_deref().unwrap_or("unknown");
                 let parent = writer.ppid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());

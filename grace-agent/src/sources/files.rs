@@ -601,8 +601,10 @@ fn via_rank(via: Via) -> u8 {
         Via::Fanotify => 0,
         Via::Probe => 1,
         Via::Inotify => 2,
-        Via::Look => 3,
-        Via::Sweep => 4,
+        Via::Mounts => 3,
+        Via::Look => 4,
+        Via::Mapped => 5,
+        Via::Sweep => 6,
     }
 }
 
@@ -611,7 +613,9 @@ fn via_of(rank: u8) -> Via {
         0 => Via::Fanotify,
         1 => Via::Probe,
         2 => Via::Inotify,
-        3 => Via::Look,
+        3 => Via::Mounts,
+        4 => Via::Look,
+        5 => Via::Mapped,
         _ => Via::Sweep,
     }
 }

@@ -44,6 +44,7 @@ pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
         uid: seen_task.map(|t| t.uid).or(uid_now),
         cgroup: cgroup_now.or_else(|| seen_task.map(|t| format!("cgroup id {:#x}", t.cgroup))),
         ppid: seen.map(|p| p.ppid).or_else(|| field("PPid").filter(|_| agrees)?.parse().ok()),
+        inferred: None,
     }
 }
 

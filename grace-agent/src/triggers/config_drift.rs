@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Spec, Trigger, who};
 use crate::action::Action;
 use crate::config;
-use crate::event::{Actor, Event, Kind, Timestamp};
+use crate::event::{Actor, Event, Kind, Timestamp, Via};
 use crate::file_state::{Digest, FileState, KnownGood};
 use crate::firing::{Finding, Subject, Verdict};
 
@@ -111,8 +111,8 @@ impl Trigger for ConfigDrift {
                 Some(owned) if owned.since.is_some() => vec![cleared(path, "not owned any more")],
                 _ => Vec::new(),
             },
-            Kind::FileSeen { path, state, writer, .. } => match self.files.get_mut(path) {
-                Some(owned) => owned.judge(path, state, writer.as_ref(), now, &self.settings),
+            Kind::FileSeen { path, state, writer, via } => match self.files.get_mut(path) {
+                Some(owned) => owned.judge(path, state, writer.as_ref(), *via, now, &self.settings),
                 None => Vec::new(),
             },
             Kind::Outcome(outcome) if outcome.action == "restore_file" && outcome.result.is_ok() => {
@@ -135,6 +135,7 @@ impl Owned {
         path: &Path,
         state: &FileState,
         writer: Option<&Actor>,
+        via: Via,
         now: Timestamp,
         settings: &config::ConfigDrift,
     ) -> Vec<Verdict> {
@@ -154,7 +155,9 @@ impl Owned {
         if again && self.since.is_some() {
             return Vec::new();
         }
-        if let (Some(exe), FileState::Regular { .. }) = (writer.and_then(|w| w.exe.as_deref()), state)
+        // Who is only concluded from what it has open was not seen to write: no leave for that.
+        let seen_writing = writer.filter(|w| w.inferred.is_none());
+        if let (Some(exe), FileState::Regular { .. }) = (seen_writing.and_then(|w| w.exe.as_deref()), state)
             && self.known.writers.iter().any(|pattern| matches(pattern, exe))
         {
             let reason = writer.map(|w| format!("written by {}", who(w))).unwrap_or_default();
@@ -181,6 +184,7 @@ impl Owned {
             threshold: "no difference".into(),
             baseline: describe_known(&self.known),
             writer: writer.cloned(),
+            noticed_by: Some(via),
             evidence: Vec::new(),
             remedy: vec![
                 Action::RestoreFile { path: path.to_owned(), known: self.known.clone(), judged: state.id() },

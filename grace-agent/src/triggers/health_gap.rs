@@ -233,6 +233,7 @@ impl Process {
             threshold: format!("for {limit}"),
             baseline: "makes system calls".into(),
             writer: None,
+            noticed_by: None,
             evidence: self.lately(now).collect(),
             remedy: vec![Action::FileTask {
                 title: "Find out why a declared process makes no progress, and fix it".into(),
@@ -333,6 +334,7 @@ impl Process {
             ),
             baseline: "running".into(),
             writer: exit.sender.clone(),
+            noticed_by: None,
             evidence: stderr.iter().cloned().chain(self.lately(now)).collect(),
             remedy: vec![
                 Action::StartProcess { name: name.to_owned() },

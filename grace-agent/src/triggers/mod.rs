@@ -5,7 +5,7 @@ pub mod config_drift;
 pub mod health_gap;
 
 use crate::config;
-use crate::event::{Actor, Event, Timestamp};
+use crate::event::{Actor, Event, Inferred, Timestamp};
 use crate::firing::Verdict;
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
@@ -67,5 +67,16 @@ pub(crate) fn who(actor: &Actor) -> String {
         out.push_str(&format!(", {}", exe.escape_debug()));
     }
     out.push(')');
+    match actor.inferred {
+        Some(Inferred::Mapping) => {
+            out.push_str(
+                ", not seen in the act, but the only process that has it mapped shared and writable",
+            );
+        }
+        Some(Inferred::LastTouch) => {
+            out.push_str(", not seen in the act, but the last one that the kernel saw dirty it");
+        }
+        None => {}
+    }
     out
 }

@@ -1,0 +1,170 @@
+//! What the coverage test found, as it is kept and shown: one JSON file a kernel, one page of them all.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether the process was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Who {
+    /// It was seen in the act.
+    Seen,
+    /// It is concluded, and the firing says from what.
+    Inferred,
+    /// Nobody was named.
+    Unknown,
+    /// Somebody else was named: always a fault.
+    Wrong,
+}
+
+/// One way on one file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub(crate) enum Cell {
+    /// The kernel or the file system refuses it.
+    Refused { why: String },
+    /// It is not to be noticed.
+    NotADrift,
+    /// Not noticed.
+    Missed,
+    /// Noticed.
+    Noticed { via: String, who: Who },
+}
+
+impl Cell {
+    pub(crate) fn refused(why: String) -> Self {
+        Self::Refused { why }
+    }
+
+    pub(crate) fn not_a_drift() -> Self {
+        Self::NotADrift
+    }
+
+    pub(crate) fn missed() -> Self {
+        Self::Missed
+    }
+
+    pub(crate) fn noticed(via: String, who: Who) -> Self {
+        Self::Noticed { via, who }
+    }
+
+    /// What is missing in it where a hook must notice and, with `who`, the process must be named.
+    pub(crate) fn falls_short(&self, hook: bool, who: bool) -> Option<String> {
+        match self {
+            Self::Missed => Some("not noticed".to_owned()),
+            Self::Noticed { who: Who::Wrong, .. } => Some("somebody else was named".to_owned()),
+            Self::Noticed { via, .. } if hook && via == "sweep" => {
+                Some("noticed by the sweep only".to_owned())
+            }
+            Self::Noticed { via, who: Who::Unknown } if who && via != "inotify" => {
+                Some(format!("noticed by {via}, nobody was named"))
+            }
+            _ => None,
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Refused { .. } => "n/a".to_owned(),
+            Self::NotADrift => "no drift".to_owned(),
+            Self::Missed => "**missed**".to_owned(),
+            Self::Noticed { via, who } => match who {
+                Who::Seen => format!("{via}, who"),
+                Who::Inferred => format!("{via}, who?"),
+                Who::Unknown => via.clone(),
+                Who::Wrong => format!("{via}, **wrong**"),
+            },
+        }
+    }
+}
+
+/// Ways, in their order, by file system.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Table {
+    /// Series of the kernel, such as `6.12`.
+    pub kernel: String,
+    /// File systems, in their order.
+    pub places: Vec<String>,
+    /// Way, and what came of it by file system.
+    pub rows: Vec<(String, BTreeMap<String, Cell>)>,
+}
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut kernel = release.trim().splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+        if std::env::var_os("GRACE_GUEST").is_none() {
+            kernel.push_str(" (not a stock one)");
+        }
+        Self { kernel, places: Vec::new(), rows: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, way: &str, place: &str, cell: Cell) {
+        if !self.places.iter().any(|p| p == place) {
+            self.places.push(place.to_owned());
+        }
+        let at = self.rows.iter().position(|(w, _)| w == way).unwrap_or_else(|| {
+            self.rows.push((way.to_owned(), BTreeMap::new()));
+            self.rows.len() - 1
+        });
+        self.rows[at].1.insert(place.to_owned(), cell);
+    }
+
+    /// Writes it into `folder`, and the page of all that are there.
+    pub(crate) fn write(&self, folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        let name = format!("coverage-{}.json", self.kernel.split(' ').next().unwrap());
+        let name = if self.kernel.contains(' ') { name.replace(".json", "-here.json") } else { name };
+        fs::write(folder.join(name), serde_json::to_string_pretty(self).unwrap()).unwrap();
+        let all: BTreeMap<String, Self> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "json"))
+            .map(|path| serde_json::from_slice::<Self>(&fs::read(path).unwrap()).unwrap())
+            .map(|table| (table.kernel.clone(), table))
+            .collect();
+        fs::write(folder.join("coverage.md"), markdown(&all)).unwrap();
+    }
+}
+
+/// Kernels in the order of their numbers.
+fn number(kernel: &str) -> Vec<u32> {
+    kernel.split([' ', '.']).map_while(|part| part.parse().ok()).collect()
+}
+
+/// The page.
+pub(crate) fn markdown(tables: &BTreeMap<String, Table>) -> String {
+    let mut out = String::from(
+        "<!-- Generated by `tests/coverage.rs` with GRACE_COVERAGE_OUT set: do not edit. -->\n\n\
+         # What is noticed, by what, and who did it\n\n\
+         Each cell is one real change by another process, watched by a real agent.\n\n\
+         - `fanotify`, `probe` (dirty inodes), `inotify`, `mounts` (the mount table), `mapped` (a look each second while a\n  \
+           process has the file mapped writable), `sweep`: what noticed it first.\n\
+         - `who`: the process was seen in the act. `who?`: it was not, but is concluded, and the firing says from what.\n  \
+           Neither: nobody is named.\n\
+         - `n/a`: this kernel or file system refuses the change.\n\n\
+         Not in the table, because no hook and no look sees it: a write to the raw block device below a mounted file\n\
+         system, while the page cache still holds the old content. The sweep finds it after the cache was dropped.\n",
+    );
+    let mut sorted: Vec<&Table> = tables.values().collect();
+    sorted.sort_by_key(|t| (number(&t.kernel), t.kernel.clone()));
+    for table in sorted {
+        let _ = write!(out, "\n## Linux {}\n\n| way |", table.kernel);
+        for place in &table.places {
+            let _ = write!(out, " {place} |");
+        }
+        let _ = write!(out, "\n|---|{}\n", "---|".repeat(table.places.len()));
+        for (way, cells) in &table.rows {
+            let _ = write!(out, "| {way} |");
+            for place in &table.places {
+                let _ = write!(out, " {} |", cells.get(place).map_or_else(String::new, Cell::shown));
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
