@@ -733,6 +733,9 @@ fn pin_a_map(path: &Path) {
     use std::os::unix::ffi::OsStrExt;
     const MAP_CREATE: libc::c_int = 0;
     const OBJ_PIN: libc::c_int = 6;
+    // Kernels before 5.11 count maps as locked memory.
+    let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
     // An array of one number: type, sizes of key and value, entries.
     let map: [u32; 4] = [2, 4, 4, 1];
     let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
