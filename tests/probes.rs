@@ -23,10 +23,6 @@ use sha2::Digest;
 
 const GOOD: &str = "listen = 8080\nworkers = 4\n";
 
-/// What a change of an owned file shows while no agent ran comes from the probes' state (`Probes::last_touch`). False
-/// until the source of file events asks them.
-const LAST_TOUCH_IS_ASKED: bool = false;
-
 /// The file ring holds so many records: 512 KiB less the byte that is never used, by a record and its header.
 const FILE_RING_RECORDS: u64 = ((512 << 10) - 1) / (88 + 8);
 
@@ -669,12 +665,10 @@ fn what_happens_while_no_agent_runs_is_told_by_the_next() {
     agent.run();
     let firing = agent.wait_firing("drift", |f| drift_of(&path)(f) && f["state"] == "cleared");
     assert_eq!(fs::read_to_string(&path).unwrap(), GOOD);
-    if LAST_TOUCH_IS_ASKED {
-        assert_eq!(firing["writer"]["pid"], writer, "{firing:#}");
-        assert_eq!(firing["writer"]["comm"], "sh", "{firing:#}");
-    } else {
-        assert!(firing["writer"].is_null(), "set LAST_TOUCH_IS_ASKED: {firing:#}");
-    }
+    // Nobody saw it in the act, but the kernel remembers.
+    assert_eq!(firing["writer"]["pid"], writer, "{firing:#}");
+    assert_eq!(firing["writer"]["comm"], "sh", "{firing:#}");
+    assert_eq!(firing["writer"]["inferred"], "last_touch", "{firing:#}");
     let firing = agent.wait_firing("its end", gap_of("sleeper"));
     let told = format!("pid {sleeper} was killed by SIGSEGV");
     assert!(firing["summary"].as_str().unwrap().starts_with(&told), "{firing:#}");

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, StackTrace};
 use grace_common::{
-    Counts, InodeKey, InodeWatch, MAYBE, Proc, ProcStats, STARTS as START_SLOTS, SYSCALLS, Sender, SignalKey,
-    SlowFrom, Start, SyscallCounts, SyscallLatency, Timing, Touch, Watched,
+    CLASSES, Counts, InodeKey, InodeWatch, MAYBE, Proc, ProcStats, STARTS as START_SLOTS, SYSCALLS, Sender,
+    SignalKey, SlowFrom, Start, SyscallCounts, SyscallLatency, Timing, Touch, Watched,
 };
 
 /// BPF_F_NO_PREALLOC: memory for what is there, not for what could be.
@@ -84,6 +84,10 @@ pub static RATES: PerCpuArray<Rates> = PerCpuArray::with_max_entries(1, 0);
 /// Stacks of slow calls: where the kernel waited, and where the program was.
 #[map]
 pub static STACKS: StackTrace = StackTrace::with_max_entries(2048, 0);
+
+/// What agents told of losses, by class: what is lost while none runs is told by the next. User space writes.
+#[map]
+pub static TOLD: Array<[u64; CLASSES]> = Array::with_max_entries(1, 0);
 
 /// The state folder of the agent that these maps belong to, where they are pinned. User space writes.
 #[map]

@@ -57,7 +57,9 @@ impl Doctor {
             }
             Err(err) => return Err(err),
         };
-        let report = Report { checks: checks(&global.socket), agent };
+        let mut found = checks(&global.socket);
+        found.extend(pinned(agent.is_some()));
+        let report = Report { checks: found, agent };
         let degraded = report.checks.iter().any(|c| c.state == Health::Degraded)
             || report.agent.as_ref().is_some_and(|a| !a.degraded.is_empty());
         if self.json {
@@ -171,9 +173,28 @@ fn mounted(name: &str, folder: &str, probe: &str) -> Check {
     if is && Path::new(folder).join(probe).exists() {
         return check(name, Health::Ok, format!("mounted on {folder}"), None);
     }
-    let kind = if name == "bpffs" { "bpf" } else { name };
-    let fix = format!("not needed by these probes; others want it: mount -t {kind} {kind} {folder}");
+    let fix = match name {
+        "bpffs" => format!(
+            "without it the probes end with the agent and see nothing between two: mount -t bpf bpf {folder}"
+        ),
+        _ => format!("not needed by these probes; others want it: mount -t {name} {name} {folder}"),
+    };
     Check { fix: Some(fix), ..check(name, Health::Off, format!("not mounted on {folder}"), None) }
+}
+
+/// Probes that are pinned in bpffs; without an agent nobody reads what they see.
+fn pinned(agent: bool) -> Option<Check> {
+    let folders: Vec<String> = ebpf::pinned().iter().map(|path| path.display().to_string()).collect();
+    if folders.is_empty() {
+        return None;
+    }
+    let detail = format!("pinned by the agent with state folder {}", folders.join(" and "));
+    Some(if agent {
+        check("pins", Health::Ok, detail, None)
+    } else {
+        let fix = "they wait for that agent to start again; `grace unpin --state-dir DIR` takes them away";
+        check("pins", Health::Degraded, format!("probes run without an agent: {detail}"), Some(fix))
+    })
 }
 
 fn lockdown() -> Check {

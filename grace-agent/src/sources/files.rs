@@ -13,18 +13,20 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use grace_common::{FileDirty, InodeKey};
+use grace_common::{FLAG_RENAMED, FLAG_UNLINKED, FileDirty, InodeKey, Touch};
 use inotify::{Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 
 use super::ebpf::{Probes, kernel_dev};
 use super::fanotify::{Change, Fanotify};
+use super::inode::{Identity, Mounts};
 use super::look::look;
+use super::mapped::sole_mapper;
 use super::who::actor;
 use crate::api::view::{Health, SourceView};
 use crate::clock;
-use crate::event::{Actor, Event, Kind, Timestamp, Via};
+use crate::event::{Actor, Event, Inferred, Kind, Timestamp, Via};
 use crate::file_state::{FileId, FileState, KnownGood};
 use crate::prompt::prompt;
 
@@ -124,6 +126,7 @@ pub fn start(
         Err(err) => (None, Some(err.to_string())),
     };
     let watcher = Watcher {
+        mounts: Mounts::open().ok(),
         probes,
         out,
         told,
@@ -158,6 +161,8 @@ struct Watched {
     reported: Option<FileState>,
     /// The inode that is watched.
     inode: Option<InodeKey>,
+    /// What it is to the kernel, as of the last look that found another object.
+    identity: Option<Identity>,
     marked: Option<FileId>,
     /// As of the last look.
     stamp: Option<Stamp>,
@@ -185,6 +190,8 @@ struct Suspect {
 type Stamp = (u64, u64, i64, u64);
 
 struct Watcher {
+    /// None where /proc is not mounted.
+    mounts: Option<Mounts>,
     probes: Option<Arc<Probes>>,
     out: SyncSender<Event>,
     told: Receiver<Message>,
@@ -349,6 +356,7 @@ impl Watcher {
                     known: *known,
                     reported: None,
                     inode: None,
+                    identity: None,
                     marked: None,
                     stamp: None,
                     writer: None,
@@ -373,7 +381,9 @@ impl Watcher {
                 }
                 if watched.writer.as_ref().is_none_or(|w| now.since(w.at) > STALE) {
                     let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
-                    watched.writer = Some(Suspect { actor, at: now, sure: false });
+                    // A name that is lost is a change by itself; a dirty inode may have been read only.
+                    let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
+                    watched.writer = Some(Suspect { actor, at: now, sure });
                 }
                 let rank = via_rank(Via::Probe);
                 watched.due.insert((now, rank));
@@ -485,21 +495,38 @@ impl Watcher {
         let mut state = look(path, Some(&watched.known));
         // A new object at the path must be watched before it is judged, or a change between the two is missed.
         for _ in 0..3 {
+            if matches!(state, FileState::Unreadable { .. }) {
+                // Perhaps only because it changes all the time: it must stay watched just then.
+                break;
+            }
             let id = state.id();
-            if watched.marked == id {
+            // The first change to a file of an overlay moves its content to another inode.
+            let overlaid = watched.identity.is_some_and(|identity| identity.overlaid);
+            if watched.marked == id && !overlaid {
+                break;
+            }
+            let identity = id.and_then(|_| identify(&mut self.mounts, path));
+            let key = match identity {
+                Some(identity) => identity.key,
+                // Before 5.8 the kernel does not tell a file's mount.
+                None => id.map(inode_key),
+            };
+            if watched.marked == id && watched.inode == key {
                 break;
             }
             watched.marked = id;
+            watched.identity = identity;
             if let Some(inode) = watched.inode.take() {
                 self.by_inode.remove(&inode);
                 if let Some(probes) = &self.probes {
                     probes.unwatch_inode(inode);
                 }
             }
-            let Some(id) = id else { break };
-            let inode = inode_key(id);
-            if let Some(probes) = &self.probes
-                && probes.watch_inode(inode, None, path)
+            if id.is_none() {
+                break;
+            }
+            if let (Some(probes), Some(inode)) = (&self.probes, key)
+                && probes.watch_inode(inode, identity.and_then(|i| i.generation), path)
             {
                 watched.inode = Some(inode);
                 self.by_inode.insert(inode, path.to_owned());
@@ -518,7 +545,7 @@ impl Watcher {
         let suspect = if right { watched.writer.take() } else { watched.writer.clone() };
         // Who touched the file long ago did not make a change that was noticed only now.
         let now = clock::boottime();
-        let writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
+        let mut writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
         if !right
             && writer.is_none()
             && via == via_rank(Via::Probe)
@@ -534,6 +561,9 @@ impl Watcher {
             }
         }
         watched.waits_since = None;
+        if !right && writer.is_none() && !matches!(state, FileState::Unreadable { .. }) {
+            writer = infer_writer(self.probes.as_deref(), path, watched);
+        }
         watched.reported = Some(state.clone());
         self.send(Kind::FileSeen { path: path.to_owned(), state, writer, via: via_of(via) });
     }
@@ -585,6 +615,51 @@ impl Watcher {
             vec![fanotify, inotify, sweep];
     }
 }
+
+/// What lies at `path`, with the mount table read again where it does not know the file's mount.
+fn identify(mounts: &mut Option<Mounts>, path: &Path) -> Option<Identity> {
+    let mounts = mounts.as_mut()?;
+    mounts.identify(path).or_else(|| {
+        mounts.reload().ok()?;
+        mounts.identify(path)
+    })
+}
+
+/// Who changed a file when nobody was seen at it: the one that the kernel remembers, if it was there when the file
+/// changed; else the only process that has it mapped shared and writable.
+fn infer_writer(probes: Option<&Probes>, path: &Path, watched: &Watched) -> Option<Actor> {
+    let remembered = probes.and_then(|probes| {
+        let last = watched.inode.and_then(|inode| probes.last_touch(inode));
+        let touch = last.into_iter().chain(probes.touch_of_replaced(path)).max_by_key(|touch| touch.at_ns)?;
+        let theirs = touch.task.tgid != std::process::id() && touched_then(&touch, path);
+        theirs.then(|| Actor {
+            inferred: Some(Inferred::LastTouch),
+            ..actor(Some(probes), touch.task.tgid, Some(&touch.task))
+        })
+    });
+    remembered.or_else(|| {
+        let identity = watched.identity?;
+        let names: Vec<InodeKey> = [identity.key, identity.shown].into_iter().flatten().collect();
+        let pid = sole_mapper(&names).filter(|pid| *pid != std::process::id())?;
+        Some(Actor { inferred: Some(Inferred::Mapping), ..actor(probes, pid, None) })
+    })
+}
+
+/// Whether `touch` was when the file at `path` changed last: its change time is set by the same system call. A file that
+/// is gone has none.
+fn touched_then(touch: &Touch, path: &Path) -> bool {
+    let Ok(stat) = rustix::fs::lstat(path) else { return true };
+    let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let nanos = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+    let touched =
+        nanos(wall.tv_sec, wall.tv_nsec) - i128::from(clock::boottime().0) + i128::from(touch.at_ns);
+    let changed = nanos(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0));
+    (touched - changed).unsigned_abs() < TOUCH_APART
+}
+
+/// A touch and a change this near to each other are one, in nanoseconds: coarse clocks tick every 10 ms, and the wall
+/// clock may have been slewed since.
+const TOUCH_APART: u128 = 500_000_000;
 
 fn inode_key(id: FileId) -> InodeKey {
     InodeKey { dev: kernel_dev(id.dev), _pad: 0, ino: id.ino }

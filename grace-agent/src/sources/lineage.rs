@@ -54,6 +54,14 @@ impl Lineage {
         }
     }
 
+    /// A descendant that was there before its family was watched.
+    pub(super) fn found(&mut self, root: u32, descendant: Descendant) {
+        let Some(family) = self.roots.get_mut(&root) else { return };
+        if family.alive.len() < ALIVE && family.alive.insert(descendant.pid, descendant).is_none() {
+            family.total += 1;
+        }
+    }
+
     pub(super) fn execed(&mut self, record: &ProcExec) {
         let family = self.roots.get_mut(&record.root);
         if let Some(child) = family.and_then(|family| family.alive.get_mut(&record.task.tgid)) {

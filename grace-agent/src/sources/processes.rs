@@ -32,6 +32,8 @@ const TAIL_LINES: usize = 10;
 const TAIL_LINE: usize = 400;
 /// Bytes read from the end of the log for them.
 const TAIL_BYTES: u64 = 8 << 10;
+/// Descendants of a process that are looked for when it begins to be watched.
+const DESCENDANTS: usize = 1024;
 /// Slow calls told to the engine a second; more are counted.
 const SLOW_TOLD: u32 = 20;
 /// Timed calls of a class before its p99 says what is normal.
@@ -133,6 +135,7 @@ impl Processes {
             // Refused only where the map is full; the status then still comes from waitid.
             probes.watch_task(pid);
         }
+        self.find_descendants(pid);
         let slot = {
             let mut next = lock(&self.next);
             *next += 1;
@@ -151,6 +154,32 @@ impl Processes {
             Running { name, pid, pidfd, since, stderr, asked_for: false, progress, slow_from, slow_calls: 0 },
         );
         Ok(())
+    }
+
+    /// Watches the descendants that `root` has already: it may have been quicker than its being watched, or it was started
+    /// by an earlier agent. Later ones are told by the fork probe.
+    fn find_descendants(&self, root: u32) {
+        let mut next = std::collections::VecDeque::from([(root, 0)]);
+        let mut seen = std::collections::BTreeSet::from([root]);
+        while let Some((parent, depth)) = next.pop_front() {
+            for child in children(parent) {
+                if seen.len() > DESCENDANTS || !seen.insert(child) {
+                    continue;
+                }
+                if let Some(probes) = &self.probes {
+                    probes.watch_descendant(child, root, depth + 1);
+                }
+                let comm = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+                let found =
+                    Descendant { pid: child, comm: comm.trim_end().to_owned(), since: clock::boottime() };
+                lock(&self.lineage).found(root, found);
+                // It ended while it was looked at: then nobody tells of its end.
+                if start_ticks(child).is_none() {
+                    lock(&self.lineage).ended(root, child);
+                }
+                next.push_back((child, depth + 1));
+            }
+        }
     }
 
     /// How the process `pid`, declared as `name`, ended while no agent ran: the probes remember it where they ran on.
@@ -361,6 +390,15 @@ fn why_out_of_memory(seen: &TaskExit) -> String {
 /// The name of a system call.
 fn call_name(nr: u32) -> String {
     syscalls::Sysno::new(nr as usize).map_or_else(|| format!("syscall {nr}"), |call| call.name().to_owned())
+}
+
+/// The children of `pid`, of all its threads; none where the kernel does not list them (CONFIG_PROC_CHILDREN).
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// A pidfd of `pid`.

@@ -122,18 +122,20 @@ pod! {
     PodProcStats(ProcStats);
     PodSlowFrom(SlowFrom);
     PodOwner([u8; OWNER_LEN]);
+    PodTold([u64; CLASSES]);
 }
 
 /// BPF_NOEXIST: leave an entry that is there as it is.
 const NOEXIST: u64 = 1;
 
 /// Every map of the object that outlives an agent where pins are used. Not the loader's own.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 20] = [
     "FILES",
     "EXITS",
     "PROCESSES",
     "SLOW",
     "COUNTS",
+    "TOLD",
     "INODES",
     "TOUCHED",
     "TASKS",
@@ -184,8 +186,9 @@ pub struct Probes {
     unpinned: Option<String>,
     /// What was found of earlier agents, in words.
     notes: Vec<String>,
-    /// Produced and lost before this agent began, by class: an earlier agent's account.
-    before: [Account; CLASSES],
+    /// Losses that earlier agents told, by class.
+    before: [u64; CLASSES],
+    told: Mutex<Array<MapData, PodTold>>,
 }
 
 /// Programs and their links.
@@ -380,11 +383,9 @@ fn load_with(
     let stacks = take(&mut ebpf, "STACKS")?;
     let mut owner: Array<_, PodOwner> = take(&mut ebpf, "OWNER")?;
     let leftovers = if adopted { watched_by_others(&inodes, &tasks) } else { Default::default() };
-    let before = if adopted {
-        account::sum(counts.get(&0, 0).iter().flat_map(|cpus| cpus.iter().map(|c| c.0)))
-    } else {
-        [Account::default(); CLASSES]
-    };
+    // All 0 in a new map.
+    let told: Array<_, PodTold> = take(&mut ebpf, "TOLD")?;
+    let before = told.get(&0, 0).map_or([0; CLASSES], |told| told.0);
 
     // A cycle of an earlier agent is not this one's: the next one gets the number after it.
     let last_phase = timing.get(&0, 0).map_or(0, |t| t.0.phase);
@@ -463,6 +464,7 @@ fn load_with(
         unpinned,
         notes,
         before,
+        told: Mutex::new(told),
     };
     probes.set_timing(timing_now);
     drop(classes);
@@ -637,7 +639,16 @@ impl Probes {
         if let Ok(none) = PerCpuValues::try_from(vec![PodProcStats(ProcStats::NONE); self.cpus]) {
             drop(lock(&self.proc_stats).insert(tgid, none, NOEXIST));
         }
-        let watched = lock(&self.tasks).insert(tgid, PodWatched(Watched { root: tgid, depth: 0 }), 0).is_ok();
+        self.add_task(tgid, Watched { root: tgid, depth: 0 })
+    }
+
+    /// Watches a descendant of the watched process `root` that was there before `root` was watched.
+    pub fn watch_descendant(&self, tgid: u32, root: u32, depth: u32) -> bool {
+        self.add_task(tgid, Watched { root, depth })
+    }
+
+    fn add_task(&self, tgid: u32, of: Watched) -> bool {
+        let watched = lock(&self.tasks).insert(tgid, PodWatched(of), 0).is_ok();
         let mut maybe = lock(&self.maybe);
         let Ok(mut bytes) = maybe.get(&0, 0) else { return false };
         bytes.0[tgid as usize % MAYBE] = 1;
@@ -671,14 +682,23 @@ impl Probes {
         account::sum(cpus.iter().flat_map(|cpus| cpus.iter().map(|c| c.0)))
     }
 
-    /// What was lost by class since this agent began.
+    /// What was lost by class and no earlier agent has told.
     #[must_use]
     pub fn lost_now(&self) -> [u64; CLASSES] {
         let mut out = self.account().map(|account| account.lost());
         for (lost, before) in out.iter_mut().zip(self.before) {
-            *lost = lost.saturating_sub(before.lost());
+            *lost = lost.saturating_sub(before);
         }
         out
+    }
+
+    /// Notes for the next agent that `lost` (as [`Probes::lost_now`] gave it) was told.
+    pub fn note_told(&self, lost: [u64; CLASSES]) {
+        let mut total = lost;
+        for (total, before) in total.iter_mut().zip(self.before) {
+            *total += before;
+        }
+        drop(lock(&self.told).set(0, PodTold(total), 0));
     }
 
     /// Syscalls of the host by class.
@@ -827,6 +847,12 @@ const NO_FORM: &str = "no form of it fits this kernel";
 
 /// Why a probe is degraded that does not see.
 const BLIND: &str = "attached, but it did not see its own canary";
+
+/// The state folders of agents whose probes are pinned now, whether such an agent runs or not. Needs root.
+#[must_use]
+pub fn pinned() -> Vec<std::path::PathBuf> {
+    pins::pinned()
+}
 
 /// Takes away the probes that agents with this state folder left pinned; how many sets there were. No such agent may
 /// run.

@@ -135,6 +135,12 @@ fn name(bytes: &[u8]) -> String {
     sha256::of_bytes(bytes).0.chars().take(DIGITS).collect()
 }
 
+/// The state folders of agents whose probes are pinned now, whether such an agent runs or not.
+pub(super) fn pinned() -> Vec<PathBuf> {
+    let agents = folders(&Path::new(BPFFS).join(TOP));
+    agents.iter().flat_map(|agent| folders(agent)).filter_map(|build| owner(&build)).collect()
+}
+
 /// Takes away whatever agents with this state folder left pinned; how many sets there were. No such agent may run.
 pub(super) fn clear_all(state: &Path) -> io::Result<usize> {
     let agent = Pins::of_agent(&owner_bytes(state));

@@ -243,6 +243,9 @@ impl Reader {
     pub fn tell_losses(&self) {
         let now = self.probes.lost_now();
         let mut told = lock(&self.told);
+        if *told == now {
+            return;
+        }
         for (class, name) in CLASS_NAMES.iter().enumerate() {
             if now[class] > told[class] {
                 told[class] = now[class];
@@ -251,6 +254,7 @@ impl Reader {
                 drop(self.out.send(Event { at: clock::boottime(), kind }));
             }
         }
+        self.probes.note_told(*told);
     }
 
     /// What the probe saw of the end of `tgid`. The record is in the ring before the kernel tells the parent.
