@@ -61,6 +61,11 @@ const fn way(name: &'static str, shown: &'static str) -> Way {
     Way { name, shown, by: By::Hook, who: true }
 }
 
+/// A path is not an object: what is marked is the folder that lay there, so only a look tells that another lies there now.
+const fn swept(name: &'static str, shown: &'static str) -> Way {
+    Way { name, shown, by: By::Sweep, who: false }
+}
+
 const WAYS: &[Way] = &[
     way("write", "write"),
     way("pwrite", "pwrite"),
@@ -83,7 +88,10 @@ const WAYS: &[Way] = &[
     way("clone_over", "FICLONE over it"),
     way("open_by_handle", "write after open_by_handle_at"),
     way("mmap_first", "store through a shared mapping: the first"),
-    way("mmap_later", "store through a shared mapping: into a page that is dirty already"),
+    Way {
+        by: By::Sweep,
+        ..way("mmap_later", "store through a shared mapping: into a page that is dirty already")
+    },
     way("chmod", "chmod"),
     way("chown", "chown"),
     way("setxattr", "setxattr"),
@@ -97,13 +105,13 @@ const WAYS: &[Way] = &[
     way("bind_mount", "write through a bind mount"),
     way("mount_namespace", "write through a bind mount in another mount namespace"),
     way("symlink_for_file", "a symbolic link in its place"),
-    way("symlink_for_folder", "a symbolic link in its folder's place"),
-    way("folder_replaced", "its folder renamed away, another renamed there"),
-    way("folder_exchanged", "its folder exchanged with another"),
-    way("folder_made_anew", "its folder renamed away, later made anew with another file"),
-    way("grandparent_replaced", "its folder's folder renamed away and made anew"),
-    Way { who: false, ..way("mount_over", "another folder mounted over its folder") },
-    Way { who: false, ..way("mount_over_file", "another file mounted over it") },
+    swept("symlink_for_folder", "a symbolic link in its folder's place"),
+    swept("folder_replaced", "its folder renamed away, another renamed there"),
+    swept("folder_exchanged", "its folder exchanged with another"),
+    swept("folder_made_anew", "its folder renamed away, later made anew with another file"),
+    swept("grandparent_replaced", "its folder's folder renamed away and made anew"),
+    swept("mount_over", "another folder mounted over its folder"),
+    swept("mount_over_file", "another file mounted over it"),
 ];
 
 /// On an overlay only.

@@ -32,6 +32,12 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
     let parent = match Parent::open(path) {
         Ok(parent) => parent,
         Err(PathError::FolderMissing { .. }) => return FileState::Missing,
+        // The file had no link on its way when it was snapshotted: whoever put one there replaced the file.
+        Err(err @ PathError::LinkOnTheWay { .. }) => {
+            return link_on_the_way(path)
+                .filter(|_| known.is_some())
+                .unwrap_or_else(|| unreadable(err.to_string()));
+        }
         Err(PathError::OpenFolder { source, .. }) => {
             return unreadable(format!("its folder: {}", words(source)));
         }
@@ -100,6 +106,19 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
     }
 }
 
+/// The first folder on the way to `path` that is none: whatever can be reached through it is not what was owned.
+fn link_on_the_way(path: &Path) -> Option<FileState> {
+    let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
+    folders.reverse();
+    folders.into_iter().find_map(|folder| {
+        let stat = rustix::fs::lstat(folder).ok()?;
+        (file_meta::kind(&stat) != "directory").then(|| FileState::NotRegular {
+            what: "file behind a symbolic link".into(),
+            id: file_meta::id(&stat),
+        })
+    })
+}
+
 /// How often a file that changes while it is hashed is read.
 const TRIES: u32 = 3;
 
@@ -142,6 +161,19 @@ mod tests {
         let seen = look(&path, Some(&known));
         assert_eq!(seen.digest(), None);
         assert_eq!(known.drift(&seen), ["content: 4 bytes instead of 3"]);
+    }
+
+    #[test]
+    fn a_link_in_a_folders_place_is_not_followed_and_not_overlooked() {
+        let (dir, path) = scratch(b"abc");
+        let top = dir.path().canonicalize().unwrap();
+        fs::create_dir(top.join("real")).unwrap();
+        fs::copy(&path, top.join("real/file")).unwrap();
+        symlink("real", top.join("folder")).unwrap();
+        let known = known_of(&top.join("real/file"));
+        let seen = look(&top.join("folder/file"), Some(&known));
+        assert!(matches!(&seen, FileState::NotRegular { what, .. } if what.contains("link")), "{seen:?}");
+        assert!(!known.drift(&seen).is_empty());
     }
 
     #[test]
