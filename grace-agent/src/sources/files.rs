@@ -174,6 +174,8 @@ struct Watched {
     rest_until: Timestamp,
     /// Since when the report waits for the writer's name.
     waits_since: Option<Timestamp>,
+    /// When it was last seen to be right.
+    right_at: Timestamp,
 }
 
 /// A process that was seen at a file.
@@ -184,6 +186,9 @@ struct Suspect {
     /// True: it changed the file. The dirty probe alone does not tell: a first read dirties the inode, too. The file's
     /// change time does, which no read moves.
     sure: bool,
+    /// True: it was told after the change (fanotify). A look that then finds nothing wrong acquits it; one who was told
+    /// before (the dirty probe) may still be about to store.
+    told_after: bool,
 }
 
 /// An inode and its change time.
@@ -283,7 +288,7 @@ impl Watcher {
                 let now = clock::boottime();
                 if pid != std::process::id() && pid != 0 {
                     let actor = actor(self.probes.as_deref(), pid, None);
-                    watched.writer = Some(Suspect { actor, at: now, sure: true });
+                    watched.writer = Some(Suspect { actor, at: now, sure: true, told_after: true });
                 }
                 watched.due.insert((now, via_rank(Via::Fanotify)));
             }
@@ -363,6 +368,7 @@ impl Watcher {
                     due,
                     rest_until: now,
                     waits_since: None,
+                    right_at: Timestamp::default(),
                 };
                 self.files.insert(path, watched);
                 self.tell_health();
@@ -379,11 +385,15 @@ impl Watcher {
                 if record.task.tgid == std::process::id() {
                     return;
                 }
-                if watched.writer.as_ref().is_none_or(|w| now.since(w.at) > STALE) {
+                // One after whom the file was seen to be right did not do what is about to be done.
+                let open = |w: &Suspect| {
+                    now.since(w.at) <= STALE && (w.at >= watched.right_at || w.actor.pid == record.task.tgid)
+                };
+                if !watched.writer.as_ref().is_some_and(open) {
                     let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
                     // A name that is lost is a change by itself; a dirty inode may have been read only.
                     let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
-                    watched.writer = Some(Suspect { actor, at: now, sure });
+                    watched.writer = Some(Suspect { actor, at: now, sure, told_after: false });
                 }
                 let rank = via_rank(Via::Probe);
                 watched.due.insert((now, rank));
@@ -538,10 +548,14 @@ impl Watcher {
             state = look(path, Some(&watched.known));
         }
         watched.rest_until = clock::boottime().after(watch.elapsed() * REST);
+        let right = watched.known.drift(&state).is_empty() && !matches!(state, FileState::Unreadable { .. });
+        if right {
+            watched.right_at = now;
+            watched.writer.take_if(|suspect| suspect.told_after);
+        }
         if watched.reported.as_ref() == Some(&state) {
             return;
         }
-        let right = watched.known.drift(&state).is_empty() && !matches!(state, FileState::Unreadable { .. });
         let suspect = if right { watched.writer.take() } else { watched.writer.clone() };
         // Who touched the file long ago did not make a change that was noticed only now.
         let now = clock::boottime();
