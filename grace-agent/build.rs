@@ -4,12 +4,13 @@
 //! the agent then builds all the same, runs without kernel probes and says so.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{fs, io};
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-env-changed=GRACE_BPF_OBJECT");
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // At run time: a build script that was copied with its target folder must not look into the tree it came from.
+    let workspace = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     let built = workspace.join("target/bpf/grace.bpf.o");
     let object = match env::var_os("GRACE_BPF_OBJECT").filter(|v| !v.is_empty()) {
         Some(named) => Some(PathBuf::from(named)),
