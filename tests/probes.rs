@@ -505,7 +505,7 @@ fn an_end_tells_code_and_core() {
     let agent = Agent::start(&format!(
         "{}{}cwd = \"$DIR\"\n",
         script("code", "exit 42"),
-        script("core", "ulimit -c unlimited; kill -SEGV $$; sleep 1000")
+        script("core", "sleep 0.5; ulimit -c unlimited; kill -SEGV $$; sleep 1000")
     ));
     let firing = agent.wait_firing("code", gap_of("code"));
     assert!(firing["summary"].as_str().unwrap().ends_with("exited with code 42"), "{firing:#}");
