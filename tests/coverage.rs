@@ -5,7 +5,13 @@
 //! that sweeps. With GRACE_COVERAGE_OUT the result is written there as `coverage-KERNEL.json`, and all such files
 //! there together become `coverage.md`, which is kept as docs/coverage.md.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, clippy::print_stdout, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 #[path = "coverage/attack.rs"]
 mod attack;

@@ -58,10 +58,8 @@ fn allocate(file: &Path, mode: i32, from: i64, length: i64) -> io::Result<()> {
 fn mount(source: &Path, target: &Path, flags: libc::c_ulong) -> io::Result<()> {
     let (source, target) = (c(source), c(target));
     // SAFETY: both strings are NUL-terminated and outlive the call; the others may be null.
-    check(unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null())
-    })
-    .map(drop)
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null()) })
+        .map(drop)
 }
 
 /// Takes a mount off again, whatever uses it.
@@ -168,10 +166,8 @@ fn attack(way: &str, file: &Path) -> io::Result<()> {
             let (from, to) = (File::open(other)?, rw(file)?);
             let null = std::ptr::null_mut();
             // SAFETY: no offsets are passed.
-            check(unsafe {
-                libc::copy_file_range(from.as_raw_fd(), null, to.as_raw_fd(), null, PAGE, 0)
-            })
-            .map(drop)
+            check(unsafe { libc::copy_file_range(from.as_raw_fd(), null, to.as_raw_fd(), null, PAGE, 0) })
+                .map(drop)
         }
         "sendfile" => {
             let (from, to) = (File::open(other)?, rw(file)?);
@@ -185,10 +181,8 @@ fn attack(way: &str, file: &Path) -> io::Result<()> {
             let fd = rw(file)?;
             let null = std::ptr::null_mut();
             // SAFETY: no offsets are passed.
-            check(unsafe {
-                libc::splice(from.as_raw_fd(), null, fd.as_raw_fd(), null, EVIL.len(), 0)
-            })
-            .map(drop)
+            check(unsafe { libc::splice(from.as_raw_fd(), null, fd.as_raw_fd(), null, EVIL.len(), 0) })
+                .map(drop)
         }
         "clone_over" => {
             const FICLONE: libc::c_ulong = 0x4004_9409;
@@ -217,10 +211,8 @@ fn attack(way: &str, file: &Path) -> io::Result<()> {
         "setxattr" => {
             let (name, key) = (c(file), c"trusted.evil");
             // SAFETY: both strings are NUL-terminated, the value is a constant; all outlive the call.
-            check(unsafe {
-                libc::setxattr(name.as_ptr(), key.as_ptr(), EVIL.as_ptr().cast(), EVIL.len(), 0)
-            })
-            .map(drop)
+            check(unsafe { libc::setxattr(name.as_ptr(), key.as_ptr(), EVIL.as_ptr().cast(), EVIL.len(), 0) })
+                .map(drop)
         }
         "utimes" => rw(file)?.set_modified(std::time::SystemTime::UNIX_EPOCH),
         "rename_over" => fs::rename(other, file),

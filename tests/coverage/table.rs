@@ -57,7 +57,9 @@ impl Cell {
         match self {
             Self::Missed => Some("not noticed".to_owned()),
             Self::Noticed { who: Who::Wrong, .. } => Some("somebody else was named".to_owned()),
-            Self::Noticed { via, .. } if hook && via == "sweep" => Some("noticed by the sweep only".to_owned()),
+            Self::Noticed { via, .. } if hook && via == "sweep" => {
+                Some("noticed by the sweep only".to_owned())
+            }
             Self::Noticed { via, who: Who::Unknown } if who && via != "inotify" => {
                 Some(format!("noticed by {via}, nobody was named"))
             }

@@ -5,11 +5,11 @@
 
 use std::path::Path;
 
-use rustix::fs::fstat;
+use rustix::fs::{fstat, lstat};
 use rustix::io::Errno;
 
 use crate::file_meta::{self, words};
-use crate::file_state::{FileState, KnownGood, Meta};
+use crate::file_state::{FileId, FileState, KnownGood, Meta};
 use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256;
 
@@ -32,6 +32,13 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
     let parent = match Parent::open(path) {
         Ok(parent) => parent,
         Err(PathError::FolderMissing { .. }) => return FileState::Missing,
+        // The file had no link on its way when it was snapshotted: whoever put one there replaced the file.
+        Err(err @ PathError::LinkOnTheWay { .. }) => {
+            return match link_on_the_way(path).filter(|_| known.is_some()) {
+                Some(id) => FileState::NotRegular { what: "file behind a symbolic link".into(), id },
+                None => unreadable(err.to_string()),
+            };
+        }
         Err(PathError::OpenFolder { source, .. }) => {
             return unreadable(format!("its folder: {}", words(source)));
         }
@@ -98,6 +105,16 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
             return unreadable(err.to_string());
         }
     }
+}
+
+/// The first folder on the way to `path` that is none: a symbolic link or something else.
+fn link_on_the_way(path: &Path) -> Option<FileId> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+    above.reverse();
+    above.into_iter().find_map(|folder| {
+        let stat = lstat(folder).ok()?;
+        (file_meta::kind(&stat) != "directory").then(|| file_meta::id(&stat))
+    })
 }
 
 /// How often a file that changes while it is hashed is read.

@@ -69,7 +69,9 @@ pub(crate) fn who(actor: &Actor) -> String {
     out.push(')');
     match actor.inferred {
         Some(Inferred::Mapping) => {
-            out.push_str(", not seen in the act, but the only process that has it mapped shared and writable");
+            out.push_str(
+                ", not seen in the act, but the only process that has it mapped shared and writable",
+            );
         }
         Some(Inferred::LastTouch) => {
             out.push_str(", not seen in the act, but the last one that the kernel saw dirty it");
