@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 const MAPS_MAX: u64 = 16 << 20;
 
 /// All processes at most so long.
-const TIME_MAX: std::time::Duration = std::time::Duration::from_millis(200);
+const TIME_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// The one process that has one of `inodes` mapped shared and writable. None where nobody, or more than one has it,
 /// or not all could be looked at.
