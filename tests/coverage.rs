@@ -139,6 +139,15 @@ impl Drop for Place {
     }
 }
 
+/// The last first: later ones lie in earlier ones.
+struct Places(Vec<Place>);
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
 fn fresh(below: &Path) -> PathBuf {
     let path = below.join(format!("grace-coverage-{}", std::process::id()));
     drop(fs::remove_dir_all(&path));
@@ -354,12 +363,12 @@ fn try_way(subject: &Subject, hooks: &Agent, sweeper: &Agent, patience: Duration
 fn every_way_of_changing_a_file_is_noticed() {
     let guest = std::env::var_os("GRACE_GUEST").is_some();
     let patience = Duration::from_secs(if guest { 8 } else { 3 });
-    let places = places();
+    let places = Places(places());
     let hooks = Agent::start_as("[triggers.config_drift]\nsweep = \"1h\"\n", "observe", &[]);
     let sweeper = Agent::start_as("[triggers.config_drift]\nsweep = \"2s\"\n", "observe", &[]);
     let mut table = Table::new();
     let mut wrong = Vec::new();
-    for place in &places {
+    for place in &places.0 {
         let subjects = prepare(place);
         let mut words: Vec<OsString> = vec!["snapshot".into()];
         words.extend(subjects.iter().map(|s| s.file.clone().into()));
