@@ -61,11 +61,6 @@ const fn way(name: &'static str, shown: &'static str) -> Way {
     Way { name, shown, by: By::Hook, who: true }
 }
 
-/// A path is not an object: what is marked is the folder that lay there, so only a look tells that another lies there now.
-const fn swept(name: &'static str, shown: &'static str) -> Way {
-    Way { name, shown, by: By::Sweep, who: false }
-}
-
 const WAYS: &[Way] = &[
     way("write", "write"),
     way("pwrite", "pwrite"),
@@ -88,10 +83,7 @@ const WAYS: &[Way] = &[
     way("clone_over", "FICLONE over it"),
     way("open_by_handle", "write after open_by_handle_at"),
     way("mmap_first", "store through a shared mapping: the first"),
-    Way {
-        by: By::Sweep,
-        ..way("mmap_later", "store through a shared mapping: into a page that is dirty already")
-    },
+    way("mmap_later", "store through a shared mapping: into a page that is dirty already"),
     way("chmod", "chmod"),
     way("chown", "chown"),
     way("setxattr", "setxattr"),
@@ -105,13 +97,13 @@ const WAYS: &[Way] = &[
     way("bind_mount", "write through a bind mount"),
     way("mount_namespace", "write through a bind mount in another mount namespace"),
     way("symlink_for_file", "a symbolic link in its place"),
-    swept("symlink_for_folder", "a symbolic link in its folder's place"),
-    swept("folder_replaced", "its folder renamed away, another renamed there"),
-    swept("folder_exchanged", "its folder exchanged with another"),
-    swept("folder_made_anew", "its folder renamed away, later made anew with another file"),
-    swept("grandparent_replaced", "its folder's folder renamed away and made anew"),
-    swept("mount_over", "another folder mounted over its folder"),
-    swept("mount_over_file", "another file mounted over it"),
+    way("symlink_for_folder", "a symbolic link in its folder's place"),
+    way("folder_replaced", "its folder renamed away, another renamed there"),
+    way("folder_exchanged", "its folder exchanged with another"),
+    way("folder_made_anew", "its folder renamed away, later made anew with another file"),
+    way("grandparent_replaced", "its folder's folder renamed away and made anew"),
+    Way { who: false, ..way("mount_over", "another folder mounted over its folder") },
+    Way { who: false, ..way("mount_over_file", "another file mounted over it") },
 ];
 
 /// On an overlay only.
@@ -144,6 +136,15 @@ impl Drop for Place {
             attack::unmount(mount);
         }
         drop(fs::remove_dir_all(&self.remove));
+    }
+}
+
+/// The last first: later ones lie in earlier ones.
+struct Places(Vec<Place>);
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
     }
 }
 
@@ -362,12 +363,12 @@ fn try_way(subject: &Subject, hooks: &Agent, sweeper: &Agent, patience: Duration
 fn every_way_of_changing_a_file_is_noticed() {
     let guest = std::env::var_os("GRACE_GUEST").is_some();
     let patience = Duration::from_secs(if guest { 8 } else { 3 });
-    let places = places();
+    let places = Places(places());
     let hooks = Agent::start_as("[triggers.config_drift]\nsweep = \"1h\"\n", "observe", &[]);
     let sweeper = Agent::start_as("[triggers.config_drift]\nsweep = \"2s\"\n", "observe", &[]);
     let mut table = Table::new();
     let mut wrong = Vec::new();
-    for place in &places {
+    for place in &places.0 {
         let subjects = prepare(place);
         let mut words: Vec<OsString> = vec!["snapshot".into()];
         words.extend(subjects.iter().map(|s| s.file.clone().into()));

@@ -18,8 +18,13 @@ use std::path::{Path, PathBuf};
 /// Masks for a file: what changes its content or metadata.
 const FILE: u64 = libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB;
 /// Masks for a folder: what changes its entries.
-const FOLDER: u64 =
-    libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO | libc::FAN_ONDIR;
+const ENTRIES: u64 = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO;
+/// Masks for a folder on the way to a file: it goes elsewhere, and the file with it.
+const FOLDER: u64 = libc::FAN_MOVE_SELF | libc::FAN_DELETE_SELF | libc::FAN_ONDIR;
+
+/// `AT_HANDLE_FID` (Linux 6.5): a handle that need not be opened again, such as fanotify reports where the file
+/// system has no other, overlayfs among them.
+const AT_HANDLE_FID: i32 = 0x200;
 
 /// Longest file handle (MAX_HANDLE_SZ, include/linux/exportfs.h).
 const HANDLE_MAX: usize = 128;
@@ -49,6 +54,13 @@ pub enum Change {
         /// Process that did it.
         pid: u32,
     },
+    /// A marked folder itself was moved or removed, and all that is below it.
+    Folder {
+        /// The path under which it was marked.
+        path: PathBuf,
+        /// Process that did it; 0 where it is not known.
+        pid: u32,
+    },
     /// The kernel's queue was full: anything may have changed.
     Overflow,
 }
@@ -56,8 +68,9 @@ pub enum Change {
 /// A notification group.
 pub struct Fanotify {
     fd: OwnedFd,
-    folders: HashMap<Handle, PathBuf>,
-    files: HashMap<Handle, PathBuf>,
+    // One object can have several paths: hard links, bind mounts.
+    folders: HashMap<Handle, Vec<PathBuf>>,
+    files: HashMap<Handle, Vec<PathBuf>>,
     buffer: Vec<u8>,
 }
 
@@ -86,12 +99,18 @@ impl Fanotify {
         Ok(Self { fd, folders: HashMap::new(), files: HashMap::new(), buffer: vec![0; 64 << 10] })
     }
 
-    /// Watches the entries of a folder.
-    pub fn mark_folder(&mut self, path: &Path) -> io::Result<()> {
+    /// Watches a folder: whether it stays where it is and, with `entries`, what is in it.
+    pub fn mark_folder(&mut self, path: &Path, entries: bool) -> io::Result<()> {
         let handle = handle_of(path)?;
-        self.mark(path, libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR, FOLDER)?;
-        self.folders.insert(handle, path.to_owned());
+        let mask = if entries { FOLDER | ENTRIES } else { FOLDER };
+        self.mark(path, libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR, mask)?;
+        put(&mut self.folders, handle, path);
         Ok(())
+    }
+
+    /// Does not watch the entries of a folder any more, only whether it stays.
+    pub fn forget_entries(&mut self, path: &Path) {
+        drop(self.mark(path, libc::FAN_MARK_REMOVE | libc::FAN_MARK_ONLYDIR, ENTRIES));
     }
 
     /// Watches the file that lies at `path` now.
@@ -99,24 +118,32 @@ impl Fanotify {
         let handle = handle_of(path)?;
         self.mark(path, libc::FAN_MARK_ADD, FILE)?;
         // The one that lay there before is displaced: its later writes are nobody's concern.
-        self.files.retain(|_, p| p != path);
-        self.files.insert(handle, path.to_owned());
+        put(&mut self.files, handle, path);
         Ok(())
     }
 
     /// Forgets the file at `path`. Its mark goes with the inode or with the group; its events are ignored.
     pub fn forget_file(&mut self, path: &Path) {
-        if self.files.values().any(|p| p == path) {
+        let sole = self.files.values().any(|paths| paths.as_slice() == [path]);
+        if sole {
             // The mark may be gone with its inode already; then there is nothing to take off.
             drop(self.mark(path, libc::FAN_MARK_REMOVE, FILE));
-            self.files.retain(|_, p| p != path);
         }
+        forget(&mut self.files, path);
     }
 
     /// Forgets a folder.
     pub fn forget_folder(&mut self, path: &Path) {
-        drop(self.mark(path, libc::FAN_MARK_REMOVE | libc::FAN_MARK_ONLYDIR, FOLDER));
-        self.folders.retain(|_, p| p != path);
+        let sole = self.folders.values().any(|paths| paths.as_slice() == [path]);
+        if sole {
+            drop(self.mark(path, libc::FAN_MARK_REMOVE | libc::FAN_MARK_ONLYDIR, FOLDER | ENTRIES));
+        }
+        forget(&mut self.folders, path);
+    }
+
+    /// Forgets which folder lay at `path`, for another lies there now. The old one's mark goes with its inode.
+    pub fn displaced(&mut self, path: &Path) {
+        forget(&mut self.folders, path);
     }
 
     fn mark(&self, path: &Path, flags: u32, mask: u64) -> io::Result<()> {
@@ -139,16 +166,15 @@ impl Fanotify {
                 Err(err) => return Err(err.into()),
             };
             let mut rest = &self.buffer[..length];
-            while let Some((change, after)) = self.decode(rest) {
-                out.extend(change);
+            while let Some(after) = self.decode(rest, out) {
                 rest = after;
             }
         }
     }
 
-    /// The first record of `bytes` and what follows it. Layout: `struct fanotify_event_metadata` and the information
+    /// Decodes the first record of `bytes`; what follows it. Layout: `struct fanotify_event_metadata` and the information
     /// records behind it (include/uapi/linux/fanotify.h).
-    fn decode<'a>(&self, bytes: &'a [u8]) -> Option<(Option<Change>, &'a [u8])> {
+    fn decode<'a>(&self, bytes: &'a [u8], out: &mut Vec<Change>) -> Option<&'a [u8]> {
         let length = u32_at(bytes, 0)? as usize;
         let metadata = usize::from(u16_at(bytes, 6)?);
         let mask = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
@@ -156,30 +182,42 @@ impl Fanotify {
         let event = bytes.get(..length).filter(|e| e.len() >= metadata && metadata >= 24)?;
         let after = &bytes[length..];
         if mask & libc::FAN_Q_OVERFLOW != 0 {
-            return Some((Some(Change::Overflow), after));
+            out.push(Change::Overflow);
+            return Some(after);
         }
         let mut infos = &event[metadata..];
-        let mut change = None;
         while let Some(length) = u16_at(infos, 2).map(usize::from).filter(|n| *n >= 4 && *n <= infos.len()) {
             let (info, rest) = infos.split_at(length);
             infos = rest;
             let Some((handle, name)) = handle_in(info) else { continue };
-            match info[0] {
-                libc::FAN_EVENT_INFO_TYPE_DFID_NAME if mask & FOLDER & !libc::FAN_ONDIR != 0 => {
-                    if let (Some(folder), Some(name)) = (self.folders.get(&handle), name) {
-                        change = Some(Change::Entry { path: folder.join(name), pid });
-                    }
+            let folders = || self.folders.get(&handle).into_iter().flatten();
+            // A folder tells of itself under the name `.`.
+            let name = name.filter(|name| name != ".");
+            if let Some(name) = name.filter(|_| mask & ENTRIES != 0) {
+                out.extend(folders().map(|folder| Change::Entry { path: folder.join(&name), pid }));
+            } else if mask & libc::FAN_ONDIR != 0 {
+                if mask & (libc::FAN_MOVE_SELF | libc::FAN_DELETE_SELF) != 0 {
+                    out.extend(folders().map(|folder| Change::Folder { path: folder.clone(), pid }));
                 }
-                libc::FAN_EVENT_INFO_TYPE_FID if mask & FILE != 0 => {
-                    if let Some(path) = self.files.get(&handle) {
-                        change = Some(Change::File { path: path.clone(), pid });
-                    }
-                }
-                _ => {}
+            } else if mask & FILE != 0 && info[0] == libc::FAN_EVENT_INFO_TYPE_FID {
+                let files = self.files.get(&handle).into_iter().flatten();
+                out.extend(files.map(|path| Change::File { path: path.clone(), pid }));
             }
         }
-        Some((change, after))
+        Some(after)
     }
+}
+
+fn put(table: &mut HashMap<Handle, Vec<PathBuf>>, handle: Handle, path: &Path) {
+    forget(table, path);
+    table.entry(handle).or_default().push(path.to_owned());
+}
+
+fn forget(table: &mut HashMap<Handle, Vec<PathBuf>>, path: &Path) {
+    table.retain(|_, paths| {
+        paths.retain(|p| p != path);
+        !paths.is_empty()
+    });
 }
 
 /// File system id, handle and name in an information record.
@@ -206,14 +244,18 @@ fn handle_of(path: &Path) -> io::Result<Handle> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut buffer = Buffer { bytes: HANDLE_MAX as u32, kind: 0, handle: [0; HANDLE_MAX] };
     let mut mount = 0;
-    // SAFETY: `buffer` begins like `struct file_handle` and has room for the `bytes` that it announces; `name` is
-    // NUL-terminated; both outlive the call.
-    let rc = unsafe {
-        libc::name_to_handle_at(libc::AT_FDCWD, name.as_ptr(), (&raw mut buffer).cast(), &raw mut mount, 0)
+    let mut ask = |flags| {
+        buffer.bytes = HANDLE_MAX as u32;
+        // SAFETY: `buffer` begins like `struct file_handle` and has room for the `bytes` that it announces; `name` is
+        // NUL-terminated; both outlive the call.
+        let rc = unsafe {
+            let at = (&raw mut buffer).cast();
+            libc::name_to_handle_at(libc::AT_FDCWD, name.as_ptr(), at, &raw mut mount, flags)
+        };
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // Older kernels do not know the flag.
+    ask(AT_HANDLE_FID).or_else(|_| ask(0))?;
     // SAFETY: all-zero is a valid `struct statfs`, and the call below fills it.
     let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `name` is NUL-terminated and `fs` is a statfs to write to. The last component may be a link by now;

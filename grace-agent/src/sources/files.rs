@@ -1,28 +1,29 @@
 //! The source of file facts: notices that an owned file may have changed, looks at it, and reports what it is now and
 //! who was at it.
 //!
-//! Hints come from fanotify (with the process), from the dirty-inode probe (with the process, also for mapped
-//! stores), from inotify where a file system refuses fanotify, and from a periodic sweep for what no hook can see. A
-//! hint is never believed: the file is looked at, and only what was seen is reported. One thread owns all of it.
+//! Hints come from the marks (`marks.rs`: fanotify, with the process; inotify where that is refused), from the
+//! dirty-inode probe (with the process, also for mapped stores), from the mount table, and from a periodic sweep for
+//! what no hook can see. A hint is never believed: the file is looked at, and only what was seen is reported. One
+//! thread owns all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use grace_common::{FLAG_RENAMED, FLAG_UNLINKED, FileDirty, InodeKey, Touch};
-use inotify::{Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 
 use super::ebpf::{Probes, kernel_dev};
-use super::fanotify::{Change, Fanotify};
+use super::fanotify::Change;
 use super::inode::{Identity, Mounts};
 use super::look::look;
-use super::mapped::sole_mapper;
+use super::mapped::{is_mapped_by, sole_mapper};
+use super::marks::Marks;
 use super::who::actor;
 use crate::api::view::{Health, SourceView};
 use crate::clock;
@@ -45,6 +46,17 @@ const STALE: Duration = Duration::from_secs(3);
 /// A change that the probe noticed waits this long, at most so long in all, for fanotify to name the process: between a
 /// rename and its notification a process can lose the processor.
 const WAIT_FOR_NAME: [Duration; 2] = [Duration::from_micros(400), Duration::from_millis(50)];
+
+/// While a process that dirtied a file has it mapped shared and writable, it is looked at this often: further stores
+/// call no hook.
+const WHILE_MAPPED: Duration = Duration::from_secs(1);
+
+/// A touch and a change this near to each other are one, in nanoseconds: coarse clocks tick every 10 ms, and the wall
+/// clock may have been slewed since.
+const TOUCH_APART: u128 = 500_000_000;
+
+/// Of so many processes that dirtied a file it is asked whether they have it mapped.
+const TOUCHED_BY: usize = 8;
 
 /// What the thread is told.
 enum Message {
@@ -121,25 +133,19 @@ pub fn start(
     let health = Arc::new(Mutex::new(Vec::new()));
     let lost = Arc::new(Mutex::new(BTreeMap::new()));
     let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health), lost: Arc::clone(&lost) };
-    let (fanotify, fanotify_why) = match Fanotify::open() {
-        Ok(fanotify) => (Some(fanotify), None),
-        Err(err) => (None, Some(err.to_string())),
-    };
+    let mounts = Mounts::open().inspect_err(|err| {
+        tracing::warn!(%err, "the mount table cannot be read: the dirty probe is of no use, and mounts over files wait for the sweep");
+    });
     let watcher = Watcher {
-        mounts: Mounts::open().ok(),
         probes,
         out,
         told,
         wake,
         health,
-        fanotify,
-        fanotify_why,
+        marks: Marks::open(),
+        mounts: mounts.ok(),
         tells_who: rustix::process::geteuid().is_root(),
-        inotify: None,
-        inotify_folders: BTreeMap::new(),
-        inotify_why: None,
         files: BTreeMap::new(),
-        folders: BTreeMap::new(),
         by_inode: BTreeMap::new(),
         lost,
         sweep,
@@ -159,11 +165,13 @@ struct Watched {
     known: KnownGood,
     /// What was last reported.
     reported: Option<FileState>,
-    /// The inode that is watched.
-    inode: Option<InodeKey>,
-    /// What it is to the kernel, as of the last look that found another object.
+    /// The inode that is watched, as the kernel knows it.
     identity: Option<Identity>,
     marked: Option<FileId>,
+    /// Processes that dirtied it and were not looked at yet.
+    touched_by: BTreeSet<u32>,
+    /// One of them that had it mapped shared and writable when last looked.
+    mapper: Option<u32>,
     /// As of the last look.
     stamp: Option<Stamp>,
     /// Who was last seen to change it since it was last right.
@@ -195,24 +203,18 @@ struct Suspect {
 type Stamp = (u64, u64, i64, u64);
 
 struct Watcher {
-    /// None where /proc is not mounted.
-    mounts: Option<Mounts>,
     probes: Option<Arc<Probes>>,
     out: SyncSender<Event>,
     told: Receiver<Message>,
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
-    fanotify: Option<Fanotify>,
-    fanotify_why: Option<String>,
+    marks: Marks,
+    mounts: Option<Mounts>,
     /// The kernel names the process of an event only to root.
     tells_who: bool,
-    inotify: Option<Inotify>,
-    inotify_folders: BTreeMap<PathBuf, WatchDescriptor>,
-    inotify_why: Option<String>,
     files: BTreeMap<PathBuf, Watched>,
-    /// Marked folders with the number of owned files in each.
-    folders: BTreeMap<PathBuf, usize>,
-    by_inode: BTreeMap<InodeKey, PathBuf>,
+    /// One inode can be several owned files: hard links.
+    by_inode: BTreeMap<InodeKey, BTreeSet<PathBuf>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
@@ -223,23 +225,15 @@ impl Watcher {
     fn run(mut self) {
         let mut changes = Vec::new();
         while !self.stop {
-            self.wait();
-            if let Some(fanotify) = &mut self.fanotify
-                && let Err(err) = fanotify.read(&mut changes)
-            {
-                tracing::warn!(%err, "fanotify cannot be read any more; inotify takes over");
-                self.fanotify = None;
-                self.fanotify_why = Some(err.to_string());
-                let folders: Vec<PathBuf> = self.folders.keys().cloned().collect();
-                for folder in folders {
-                    self.inotify_folder(&folder);
-                }
+            if self.wait() {
+                self.remounted();
+            }
+            if self.marks.read(&mut changes) {
                 self.tell_health();
             }
-            for change in changes.drain(..) {
-                self.hear(change);
+            for (change, via) in changes.drain(..) {
+                self.hear(change, via);
             }
-            self.read_inotify();
             while let Ok(message) = self.told.try_recv() {
                 self.obey(message);
             }
@@ -254,8 +248,8 @@ impl Watcher {
         }
     }
 
-    /// Waits until there is something to do.
-    fn wait(&self) {
+    /// Waits until there is something to do. True: the mount table has changed.
+    fn wait(&self) -> bool {
         let next = self
             .files
             .values()
@@ -268,31 +262,68 @@ impl Watcher {
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
-        if let Some(fanotify) = &self.fanotify {
-            fds.push(PollFd::new(fanotify, PollFlags::IN));
-        }
-        let inotify = self.inotify.as_ref().map(AsFd::as_fd);
-        if let Some(inotify) = &inotify {
-            fds.push(PollFd::new(inotify, PollFlags::IN));
+        fds.extend(self.marks.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        if let Some(mounts) = &self.mounts {
+            fds.push(PollFd::new(mounts, PollFlags::PRI));
         }
         // An interrupted wait is a wait that ended early.
         let _ = poll(&mut fds, Some(&timeout));
+        let remounted =
+            self.mounts.is_some() && fds.last().is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
         let mut count = [0; 8];
         let _ = rustix::io::read(&*self.wake, &mut count);
+        remounted
     }
 
-    fn hear(&mut self, change: Change) {
+    fn hear(&mut self, change: Change, via: Via) {
         match change {
+            Change::Entry { path, pid } if self.marks.on_the_way(&path) => self.moved(&path, pid, via),
+            Change::Folder { path, pid } => self.moved(&path, pid, via),
             Change::Entry { path, pid } | Change::File { path, pid } => {
-                let Some(watched) = self.files.get_mut(&path) else { return };
-                let now = clock::boottime();
-                if pid != std::process::id() && pid != 0 {
-                    let actor = actor(self.probes.as_deref(), pid, None);
-                    watched.writer = Some(Suspect { actor, at: now, sure: true, told_after: true });
+                let suspect = self.suspect(pid);
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.hint(suspect, via);
                 }
-                watched.due.insert((now, via_rank(Via::Fanotify)));
             }
+            Change::Overflow if via == Via::Inotify => self.overflow("inotify"),
             Change::Overflow => self.overflow("fanotify"),
+        }
+    }
+
+    /// A folder on the way to owned files came, went or was replaced.
+    fn moved(&mut self, path: &Path, pid: u32, via: Via) {
+        self.marks.moved(path);
+        let suspect = self.suspect(pid);
+        for (_, watched) in self.files.iter_mut().filter(|(file, _)| file.starts_with(path)) {
+            watched.hint(suspect.clone(), via);
+        }
+    }
+
+    /// Whom a mark named: none where it is this program, or not known.
+    fn suspect(&self, pid: u32) -> Option<Suspect> {
+        (pid != std::process::id() && pid != 0).then(|| Suspect {
+            actor: actor(self.probes.as_deref(), pid, None),
+            at: clock::boottime(),
+            sure: true,
+            told_after: true,
+        })
+    }
+
+    /// Something was mounted or unmounted: what lies at a path may be another object now. Who did it is not told.
+    fn remounted(&mut self) {
+        if let Some(mounts) = &mut self.mounts
+            && let Err(err) = mounts.reload()
+        {
+            tracing::warn!(%err, "the mount table cannot be read");
+        }
+        for folder in self.marks.displaced() {
+            self.marks.moved(&folder);
+        }
+        for (path, watched) in &mut self.files {
+            let lies = rustix::fs::lstat(path).ok().map(|stat| crate::file_meta::id(&stat));
+            if lies != watched.marked {
+                watched.hint(None, Via::Mounts);
+            }
         }
     }
 
@@ -311,37 +342,6 @@ impl Watcher {
         }
     }
 
-    fn read_inotify(&mut self) {
-        let Some(inotify) = &mut self.inotify else { return };
-        let mut buffer = [0; 4096];
-        let mut names: Vec<PathBuf> = Vec::new();
-        let mut overflow = false;
-        while let Ok(events) = inotify.read_events(&mut buffer) {
-            let mut any = false;
-            for event in events {
-                any = true;
-                overflow |= event.mask.contains(inotify::EventMask::Q_OVERFLOW);
-                let folder =
-                    self.inotify_folders.iter().find(|(_, wd)| **wd == event.wd).map(|(path, _)| path);
-                if let (Some(folder), Some(name)) = (folder, event.name) {
-                    names.push(folder.join(name));
-                }
-            }
-            if !any {
-                break;
-            }
-        }
-        let now = clock::boottime();
-        for path in names {
-            if let Some(watched) = self.files.get_mut(&path) {
-                watched.due.insert((now, via_rank(Via::Inotify)));
-            }
-        }
-        if overflow {
-            self.overflow("inotify");
-        }
-    }
-
     fn obey(&mut self, message: Message) {
         let now = clock::boottime();
         match message {
@@ -354,15 +354,14 @@ impl Watcher {
                     watched.due.extend(due);
                     return;
                 }
-                if let Some(folder) = path.parent().map(Path::to_owned) {
-                    self.add_folder(&folder);
-                }
+                self.marks.add(&path);
                 let watched = Watched {
                     known: *known,
                     reported: None,
-                    inode: None,
                     identity: None,
                     marked: None,
+                    touched_by: BTreeSet::new(),
+                    mapper: None,
                     stamp: None,
                     writer: None,
                     due,
@@ -380,95 +379,93 @@ impl Watcher {
                 }
             }
             Message::Dirty(record) => {
-                let Some(path) = self.by_inode.get(&record.inode) else { return };
-                let Some(watched) = self.files.get_mut(path) else { return };
                 if record.task.tgid == std::process::id() {
                     return;
                 }
-                // One after whom the file was seen to be right did not do what is about to be done.
-                let open = |w: &Suspect| {
-                    now.since(w.at) <= STALE && (w.at >= watched.right_at || w.actor.pid == record.task.tgid)
-                };
-                if !watched.writer.as_ref().is_some_and(open) {
-                    let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
-                    // A name that is lost is a change by itself; a dirty inode may have been read only.
-                    let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
-                    watched.writer = Some(Suspect { actor, at: now, sure, told_after: false });
-                }
                 let rank = via_rank(Via::Probe);
-                watched.due.insert((now, rank));
-                watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
+                for path in self.by_inode.get(&record.inode).into_iter().flatten() {
+                    let Some(watched) = self.files.get_mut(path) else { continue };
+                    // One after whom the file was seen to be right did not do what is about to be done.
+                    let open = |w: &Suspect| {
+                        now.since(w.at) <= STALE
+                            && (w.at >= watched.right_at || w.actor.pid == record.task.tgid)
+                    };
+                    if !watched.writer.as_ref().is_some_and(open) {
+                        let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
+                        // A name that is lost is a change by itself; a dirty inode may have been read only.
+                        let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
+                        watched.writer = Some(Suspect { actor, at: now, sure, told_after: false });
+                    }
+                    if watched.touched_by.len() < TOUCHED_BY {
+                        watched.touched_by.insert(record.task.tgid);
+                    }
+                    watched.due.insert((now, rank));
+                    watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
+                }
             }
             Message::Stop => self.stop = true,
         }
     }
 
-    fn add_folder(&mut self, folder: &Path) {
-        let count = self.folders.entry(folder.to_owned()).or_default();
-        *count += 1;
-        if *count > 1 {
-            return;
-        }
-        let refused = match &mut self.fanotify {
-            Some(fanotify) => fanotify.mark_folder(folder).err(),
-            None => Some(io::Error::other("no fanotify")),
-        };
-        if let Some(err) = refused {
-            tracing::debug!(folder = %folder.display(), %err, "fanotify refuses this folder; inotify watches it");
-            self.inotify_folder(folder);
-        }
-    }
-
-    fn inotify_folder(&mut self, folder: &Path) {
-        let mask = WatchMask::CREATE
-            | WatchMask::DELETE
-            | WatchMask::MOVE
-            | WatchMask::MODIFY
-            | WatchMask::CLOSE_WRITE
-            | WatchMask::ATTRIB
-            | WatchMask::ONLYDIR;
-        let result = match &mut self.inotify {
-            Some(inotify) => Ok(inotify),
-            None => Inotify::init().map(|new| self.inotify.insert(new)),
-        }
-        .and_then(|inotify| inotify.watches().add(folder, mask));
-        match result {
-            Ok(watch) => {
-                self.inotify_folders.insert(folder.to_owned(), watch);
-            }
-            Err(err) => {
-                tracing::warn!(folder = %folder.display(), %err, "cannot be watched; the sweep looks every {:?}", self.sweep);
-                self.inotify_why = Some(format!("{}: {err}", folder.display()));
-            }
-        }
-    }
-
     fn forget(&mut self, path: &Path) {
         let Some(watched) = self.files.remove(path) else { return };
-        if let (Some(probes), Some(inode)) = (&self.probes, watched.inode) {
-            probes.unwatch_inode(inode);
-            self.by_inode.remove(&inode);
+        self.unwatch_inode(path, watched.identity);
+        self.marks.remove(path);
+        self.tell_health();
+    }
+
+    /// The dirty probe shall see the inode for `path`.
+    fn watch_inode(&mut self, path: &Path, identity: Option<Identity>) {
+        let Some(identity) = identity else { return };
+        let Some((key, probes)) = identity.key.zip(self.probes.as_ref()) else { return };
+        if probes.watch_inode(key, identity.generation, path) {
+            self.by_inode.entry(key).or_default().insert(path.to_owned());
         }
-        if let Some(fanotify) = &mut self.fanotify {
-            fanotify.forget_file(path);
-        }
-        if let Some(folder) = path.parent()
-            && let Some(count) = self.folders.get_mut(folder)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.folders.remove(folder);
-                if let Some(fanotify) = &mut self.fanotify {
-                    fanotify.forget_folder(folder);
-                }
-                if let (Some(inotify), Some(watch)) = (&mut self.inotify, self.inotify_folders.remove(folder))
-                {
-                    // It may be gone with the folder.
-                    drop(inotify.watches().remove(watch));
-                }
+    }
+
+    /// It need not see the inode for `path` any more.
+    fn unwatch_inode(&mut self, path: &Path, identity: Option<Identity>) {
+        let Some(key) = identity.and_then(|i| i.key) else { return };
+        let Some(paths) = self.by_inode.get_mut(&key) else { return };
+        paths.remove(path);
+        if paths.is_empty() {
+            self.by_inode.remove(&key);
+            if let Some(probes) = &self.probes {
+                probes.unwatch_inode(key);
             }
         }
-        self.tell_health();
+    }
+
+    /// What the kernel knows as the file at `path`, with the mount table read again where it does not know the mount.
+    fn identify(&mut self, path: &Path) -> Option<Identity> {
+        let mounts = self.mounts.as_mut()?;
+        mounts.identify(path).or_else(|| {
+            mounts.reload().ok()?;
+            mounts.identify(path)
+        })
+    }
+
+    /// Who may have changed a file when nobody was seen to: less sure than a writer that was seen, and said to be.
+    fn infer_writer(&self, path: &Path, identity: Option<Identity>, by_store: bool) -> Option<Actor> {
+        self.last_touch(path, identity).or_else(|| {
+            let names = identity.filter(|_| by_store)?.names();
+            let pid = sole_mapper(&names).filter(|pid| *pid != std::process::id())?;
+            let actor = actor(self.probes.as_deref(), pid, None);
+            Some(Actor { inferred: Some(Inferred::Mapping), ..actor })
+        })
+    }
+
+    /// Whom the kernel remembers as the last one at the inode, where its event was lost or came while no agent ran; only
+    /// if it was there when the file changed.
+    fn last_touch(&self, path: &Path, identity: Option<Identity>) -> Option<Actor> {
+        let probes = self.probes.as_deref()?;
+        let last = identity.and_then(|i| i.key).and_then(|key| probes.last_touch(key));
+        let touch = last.into_iter().chain(probes.touch_of_replaced(path)).max_by_key(|touch| touch.at_ns)?;
+        let theirs = touch.task.tgid != std::process::id() && touched_then(&touch, path);
+        theirs.then(|| Actor {
+            inferred: Some(Inferred::LastTouch),
+            ..actor(Some(probes), touch.task.tgid, Some(&touch.task))
+        })
     }
 
     fn look_at_due(&mut self) {
@@ -502,53 +499,55 @@ impl Watcher {
         }
         watched.stamp = stamp;
         let watch = clock::Stopwatch::start();
-        let mut state = look(path, Some(&watched.known));
-        // A new object at the path must be watched before it is judged, or a change between the two is missed.
+        let known = watched.known.clone();
+        let (mut marked, mut identity, mut mapper) = (watched.marked, watched.identity, watched.mapper);
+        let last_hint = watched.due.is_empty();
+        let touched_by = if last_hint { std::mem::take(&mut watched.touched_by) } else { BTreeSet::new() };
+        let mut state = look(path, Some(&known));
+        // A new object at the path must be watched before it is judged, or a change between the two is missed. On an
+        // overlay the first write makes one without changing its number.
         for _ in 0..3 {
             if matches!(state, FileState::Unreadable { .. }) {
                 // Perhaps only because it changes all the time: it must stay watched just then.
                 break;
             }
             let id = state.id();
-            // The first change to a file of an overlay moves its content to another inode.
-            let overlaid = watched.identity.is_some_and(|identity| identity.overlaid);
-            if watched.marked == id && !overlaid {
+            let overlaid = identity.is_some_and(|i| i.overlaid);
+            if marked == id && !overlaid {
                 break;
             }
-            let identity = id.and_then(|_| identify(&mut self.mounts, path));
-            let key = match identity {
-                Some(identity) => identity.key,
-                // Before 5.8 the kernel does not tell a file's mount.
-                None => id.map(inode_key),
-            };
-            if watched.marked == id && watched.inode == key {
+            let now_there = id.and_then(|id| self.identify(path).or_else(|| by_number(id)));
+            if marked == id && identity == now_there {
                 break;
             }
-            watched.marked = id;
-            watched.identity = identity;
-            if let Some(inode) = watched.inode.take() {
-                self.by_inode.remove(&inode);
-                if let Some(probes) = &self.probes {
-                    probes.unwatch_inode(inode);
-                }
+            self.unwatch_inode(path, identity);
+            self.watch_inode(path, now_there);
+            identity = now_there;
+            if marked != id && id.is_some() {
+                self.marks.file(path);
             }
+            marked = id;
             if id.is_none() {
                 break;
             }
-            if let (Some(probes), Some(inode)) = (&self.probes, key)
-                && probes.watch_inode(inode, identity.and_then(|i| i.generation), path)
-            {
-                watched.inode = Some(inode);
-                self.by_inode.insert(inode, path.to_owned());
+            state = look(path, Some(&known));
+        }
+        // Who dirtied it without a word from fanotify may have it mapped, and store more without a word from anyone.
+        if let Some(names) = identity.map(|i| i.names()).filter(|_| last_hint) {
+            if via == via_rank(Via::Probe) {
+                mapper = touched_by.into_iter().find(|pid| is_mapped_by(*pid, &names)).or(mapper);
+            } else if let Some(pid) = mapper.filter(|_| via == via_rank(Via::Mapped)) {
+                mapper = Some(pid).filter(|pid| is_mapped_by(*pid, &names)).or_else(|| sole_mapper(&names));
             }
-            if let Some(fanotify) = &mut self.fanotify {
-                // Refused on file systems without handles: inotify watches their folders.
-                drop(fanotify.mark_file(path));
-            }
-            state = look(path, Some(&watched.known));
+        }
+        let Some(watched) = self.files.get_mut(path) else { return };
+        (watched.marked, watched.identity, watched.mapper) = (marked, identity, mapper);
+        if mapper.is_some() && last_hint {
+            watched.due.insert((clock::boottime().after(WHILE_MAPPED), via_rank(Via::Mapped)));
         }
         watched.rest_until = clock::boottime().after(watch.elapsed() * REST);
-        let right = watched.known.drift(&state).is_empty() && !matches!(state, FileState::Unreadable { .. });
+        let readable = !matches!(state, FileState::Unreadable { .. });
+        let right = readable && watched.known.drift(&state).is_empty();
         if right {
             watched.right_at = now;
             watched.writer.take_if(|suspect| suspect.told_after);
@@ -559,11 +558,11 @@ impl Watcher {
         let suspect = if right { watched.writer.take() } else { watched.writer.clone() };
         // Who touched the file long ago did not make a change that was noticed only now.
         let now = clock::boottime();
-        let mut writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
+        let writer = suspect.filter(|s| now.since(s.at) < STALE).map(|s| s.actor);
         if !right
             && writer.is_none()
             && via == via_rank(Via::Probe)
-            && self.fanotify.is_some()
+            && self.marks.has_fanotify()
             && self.tells_who
         {
             // The probe fires before the change, fanotify just after it: its word on who it was is about to come.
@@ -575,10 +574,12 @@ impl Watcher {
             }
         }
         watched.waits_since = None;
-        if !right && writer.is_none() && !matches!(state, FileState::Unreadable { .. }) {
-            writer = infer_writer(self.probes.as_deref(), path, watched);
-        }
         watched.reported = Some(state.clone());
+        // Only content can be changed through a mapping, and only the object's that was there all along.
+        let content =
+            matches!(&state, FileState::Regular { digest, .. } if digest.as_ref() != Some(&known.digest));
+        let infer = readable && !right;
+        let writer = writer.or_else(|| if infer { self.infer_writer(path, identity, content) } else { None });
         self.send(Kind::FileSeen { path: path.to_owned(), state, writer, via: via_of(via) });
     }
 
@@ -591,16 +592,16 @@ impl Watcher {
         let files = self.files.len();
         let fanotify = SourceView {
             name: "fanotify".into(),
-            state: match (&self.fanotify, self.tells_who) {
-                (Some(_), true) => Health::Ok,
-                (Some(_), false) => Health::Degraded,
-                (None, _) => Health::Unsupported,
+            state: match (self.marks.has_fanotify(), self.tells_who) {
+                (true, true) => Health::Ok,
+                (true, false) => Health::Degraded,
+                (false, _) => Health::Unsupported,
             },
-            detail: match &self.fanotify_why {
+            detail: match &self.marks.fanotify_why {
                 None if !self.tells_who => {
                     format!(
                         "{files} files in {} folders, but without root it does not tell who",
-                        self.folders.len()
+                        self.marks.owned_folders()
                     )
                 }
                 None => format!("{files} owned, with the process that changes them"),
@@ -609,12 +610,12 @@ impl Watcher {
         };
         let inotify = SourceView {
             name: "inotify".into(),
-            state: match (&self.inotify, &self.inotify_why) {
+            state: match (self.marks.has_inotify(), &self.marks.inotify_why) {
                 (_, Some(_)) => Health::Degraded,
-                (Some(_), None) => Health::Ok,
-                (None, None) => Health::Off,
+                (true, None) => Health::Ok,
+                (false, None) => Health::Off,
             },
-            detail: match (&self.inotify_why, self.inotify_folders.len()) {
+            detail: match (&self.marks.inotify_why, self.marks.inotify_folders()) {
                 (Some(why), _) => why.clone(),
                 (None, 0) => "not needed".into(),
                 (None, n) => format!("on {n} that fanotify cannot watch"),
@@ -630,33 +631,20 @@ impl Watcher {
     }
 }
 
-/// What lies at `path`, with the mount table read again where it does not know the file's mount.
-fn identify(mounts: &mut Option<Mounts>, path: &Path) -> Option<Identity> {
-    let mounts = mounts.as_mut()?;
-    mounts.identify(path).or_else(|| {
-        mounts.reload().ok()?;
-        mounts.identify(path)
-    })
+impl Watched {
+    /// It may have changed now, as `via` tells, by `suspect`.
+    fn hint(&mut self, suspect: Option<Suspect>, via: Via) {
+        if suspect.is_some() {
+            self.writer = suspect;
+        }
+        self.due.insert((clock::boottime(), via_rank(via)));
+    }
 }
 
-/// Who changed a file when nobody was seen at it: the one that the kernel remembers, if it was there when the file
-/// changed; else the only process that has it mapped shared and writable.
-fn infer_writer(probes: Option<&Probes>, path: &Path, watched: &Watched) -> Option<Actor> {
-    let remembered = probes.and_then(|probes| {
-        let last = watched.inode.and_then(|inode| probes.last_touch(inode));
-        let touch = last.into_iter().chain(probes.touch_of_replaced(path)).max_by_key(|touch| touch.at_ns)?;
-        let theirs = touch.task.tgid != std::process::id() && touched_then(&touch, path);
-        theirs.then(|| Actor {
-            inferred: Some(Inferred::LastTouch),
-            ..actor(Some(probes), touch.task.tgid, Some(&touch.task))
-        })
-    });
-    remembered.or_else(|| {
-        let identity = watched.identity?;
-        let names: Vec<InodeKey> = [identity.key, identity.shown].into_iter().flatten().collect();
-        let pid = sole_mapper(&names).filter(|pid| *pid != std::process::id())?;
-        Some(Actor { inferred: Some(Inferred::Mapping), ..actor(probes, pid, None) })
-    })
+/// What a file is by its number alone: kernels before 5.8 do not tell its mount.
+fn by_number(id: FileId) -> Option<Identity> {
+    let key = InodeKey { dev: kernel_dev(id.dev), _pad: 0, ino: id.ino };
+    Some(Identity { key: Some(key), generation: None, shown: None, overlaid: false })
 }
 
 /// Whether `touch` was when the file at `path` changed last: its change time is set by the same system call. A file that
@@ -669,14 +657,6 @@ fn touched_then(touch: &Touch, path: &Path) -> bool {
         nanos(wall.tv_sec, wall.tv_nsec) - i128::from(clock::boottime().0) + i128::from(touch.at_ns);
     let changed = nanos(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0));
     (touched - changed).unsigned_abs() < TOUCH_APART
-}
-
-/// A touch and a change this near to each other are one, in nanoseconds: coarse clocks tick every 10 ms, and the wall
-/// clock may have been slewed since.
-const TOUCH_APART: u128 = 500_000_000;
-
-fn inode_key(id: FileId) -> InodeKey {
-    InodeKey { dev: kernel_dev(id.dev), _pad: 0, ino: id.ino }
 }
 
 fn stamp_of(path: &Path) -> Option<Stamp> {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -28,34 +28,47 @@ struct Mount {
 
 /// What a file is to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub(super) struct Identity {
     /// The inode whose content it is; none where that cannot be told, or lies in an overlay's lower layer, where
     /// nobody may write.
-    pub key: Option<InodeKey>,
+    pub(super) key: Option<InodeKey>,
     /// Tells the inode from an earlier one with the same number, on file systems that count.
-    pub generation: Option<u32>,
+    pub(super) generation: Option<u32>,
     /// As `/proc/PID/maps` may name it instead: on an overlay its inode there.
-    pub shown: Option<InodeKey>,
+    pub(super) shown: Option<InodeKey>,
     /// True on an overlay: another inode may hold the content after a change.
-    pub overlaid: bool,
+    pub(super) overlaid: bool,
 }
 
-/// The mount table of our namespace.
-pub struct Mounts {
+impl Identity {
+    /// Every inode that this file may be named by.
+    pub(super) fn names(&self) -> Vec<InodeKey> {
+        self.key.into_iter().chain(self.shown).collect()
+    }
+}
+
+/// The mount table of our namespace. Poll it for PRI: it tells of changes.
+pub(super) struct Mounts {
     file: File,
     table: HashMap<u64, Mount>,
 }
 
+impl AsFd for Mounts {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Mounts {
     /// Reads it.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut mounts = Self { file: File::open("/proc/self/mountinfo")?, table: HashMap::new() };
         mounts.reload()?;
         Ok(mounts)
     }
 
     /// Reads it again.
-    pub fn reload(&mut self) -> io::Result<()> {
+    pub(super) fn reload(&mut self) -> io::Result<()> {
         let mut text = Vec::new();
         self.file.rewind()?;
         self.file.read_to_end(&mut text)?;
@@ -65,7 +78,7 @@ impl Mounts {
 
     /// What lies at `path`, without following a link. None where nothing does, or the kernel does not tell its mount
     /// (before 5.8).
-    pub fn identify(&self, path: &Path) -> Option<Identity> {
+    pub(super) fn identify(&self, path: &Path) -> Option<Identity> {
         let fd = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let (mount, ino, regular) = self.place(&fd)?;
         let shown = InodeKey { dev: mount.dev, _pad: 0, ino };

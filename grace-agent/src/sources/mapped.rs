@@ -14,11 +14,11 @@ use crate::clock::Stopwatch;
 const MAPS_MAX: u64 = 16 << 20;
 
 /// All processes at most so long.
-const TIME_MAX: std::time::Duration = std::time::Duration::from_millis(200);
+const TIME_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// The one process that has one of `inodes` mapped shared and writable. None where nobody, or more than one has it,
 /// or not all could be looked at.
-pub fn sole_mapper(inodes: &[InodeKey]) -> Option<u32> {
+pub(super) fn sole_mapper(inodes: &[InodeKey]) -> Option<u32> {
     let watch = Stopwatch::start();
     let mut found = None;
     for entry in fs::read_dir("/proc").ok()?.flatten() {
@@ -37,6 +37,11 @@ pub fn sole_mapper(inodes: &[InodeKey]) -> Option<u32> {
     }
     // Who has ended meanwhile may have been followed by another with its number.
     found.filter(|pid| matches!(maps(*pid, inodes), Answer::Yes))
+}
+
+/// True where `pid` has one of `inodes` mapped shared and writable.
+pub(super) fn is_mapped_by(pid: u32, inodes: &[InodeKey]) -> bool {
+    matches!(maps(pid, inodes), Answer::Yes)
 }
 
 enum Answer {

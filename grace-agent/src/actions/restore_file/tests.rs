@@ -286,9 +286,8 @@ fn a_folder_that_became_a_link_is_not_entered() {
     let judged = look(&scene.path, None).id();
     fs::rename(&scene.etc, scene.etc.with_extension("moved")).unwrap();
     symlink(elsewhere.path(), &scene.etc).unwrap();
-    // It is seen that something else lies there, and nothing behind it is looked at.
     let state = look(&scene.path, Some(&scene.known));
-    assert!(matches!(state, FileState::NotRegular { .. }), "{state:?}");
+    assert!(matches!(state, FileState::NotRegular { .. }), "replaced, so a drift: {state:?}");
     let err = scene.restore_judged(judged).unwrap_err();
     assert!(matches!(err, RestoreError::Walk(PathError::LinkOnTheWay { .. })), "{err:?}");
     assert_eq!(names(elsewhere.path()), ["app.conf"]);
