@@ -22,7 +22,7 @@ use grace_agent::api::view::*;
 use grace_agent::config::{Config, Mode, Process};
 use grace_agent::event::Actor;
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
-use grace_agent::firing::{FiringId, Rung, RungState, State, Subject};
+use grace_agent::firing::{FiringId, Rung, RungState, Scope, State, Subject};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot};
 
@@ -75,6 +75,8 @@ fn firing(number: u64, state: State) -> FiringView {
         evidence_gaps: true,
         evidence: vec![evil("last words")],
         count: 2,
+        cause: None,
+        again: None,
         remedy: vec![
             Rung {
                 action: "restore_file".to_owned(),
@@ -89,6 +91,15 @@ fn firing(number: u64, state: State) -> FiringView {
                 took_us: Some(900),
             },
         ],
+    }
+}
+
+fn pause_view() -> PauseView {
+    PauseView {
+        subject: evil("process:a"),
+        until: "2026-01-02T03:04:05.000006Z".to_owned(),
+        why: evil("a new disk"),
+        by: "uid 0".to_owned(),
     }
 }
 
@@ -213,6 +224,7 @@ impl Control for Fake {
             lost: BTreeMap::from([(evil("file"), 3)]),
             delivered: BTreeMap::from([("file".to_owned(), 9)]),
             cost: CostView { cpu_percent: 0.1, rss_bytes: 1 << 24, bpf_ns_per_s: Some(1000) },
+            pauses: vec![pause_view()],
             config: ConfigView {
                 file: Some(PathBuf::from(evil("/etc/grace/grace.toml"))),
                 refused: Some(evil("unknown key")),
@@ -226,6 +238,36 @@ impl Control for Fake {
             Some("nope") => Err(ControlError::Bad(evil("no such trigger"))),
             _ => Ok(vec![firing(1, State::Cleared), firing(2, State::Holds)]),
         }
+    }
+
+    fn incidents(&self, query: &FiringsQuery) -> Result<Vec<IncidentView>, ControlError> {
+        let firings = self.firings(query)?;
+        Ok(vec![IncidentView {
+            id: FiringId(1),
+            state: State::Holds,
+            since: "2026-01-02T03:04:05.000006Z".to_owned(),
+            cleared: None,
+            again: Some(FiringId(9)),
+            summary: evil("content changed"),
+            firings,
+        }])
+    }
+
+    fn pause(&self, scope: Scope, seconds: u64, why: &str, _peer: Peer) -> Result<PauseView, ControlError> {
+        self.note(format!("pause {scope} {seconds} {why}"));
+        Ok(pause_view())
+    }
+
+    fn resume(&self, scope: &Scope, _peer: Peer) -> Result<(), ControlError> {
+        self.note(format!("resume {scope}"));
+        match scope {
+            Scope::All => Ok(()),
+            _ => Err(ControlError::NotFound(evil("not paused"))),
+        }
+    }
+
+    fn pauses(&self) -> Result<Vec<PauseView>, ControlError> {
+        Ok(vec![pause_view()])
     }
 
     fn follow(&self) -> broadcast::Receiver<FiringView> {
@@ -733,6 +775,9 @@ const READING: &[(&[&str], &str)] = &[
     (&["triggers"], "trigger"),
     (&["snapshots"], "snapshot"),
     (&["verify"], "verify"),
+    (&["incidents"], "incident"),
+    (&["pause"], "pause"),
+    (&["pause", "worker", "--for", "1h", "--why", "a new disk"], "pause"),
     (&["tasks", "list"], "task"),
     (&["tasks", "show", "t-3"], "task"),
     (&["snapshot", "/etc/a"], "answer"),

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 /// say the same; a new room goes into both.
 const ROOMS: &[(&str, &[&str])] = &[
     // Vocabulary: plain data.
-    ("event", &["action", "config", "file_state"]),
+    ("event", &["action", "config", "file_state", "firing"]),
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
     ("config", &["event"]),
     // Judgement: pure.
     ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
-    ("policy", &["action", "config", "event"]),
+    ("policy", &["action", "config", "event", "firing"]),
     ("incident", &["action", "event", "firing"]),
     ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
     ("replay", &["config", "engine", "event", "firing"]),
@@ -118,6 +118,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "firing",
             "host",
             "journal",
+            "policy",
             "prompt",
             "recording",
             "safe_path",

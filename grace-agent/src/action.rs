@@ -67,8 +67,14 @@ impl Action {
     /// False for what only writes a note in Grace's own state: allowed in `observe` mode, too.
     #[must_use]
     pub fn changes_host(&self) -> bool {
-        !matches!(self, Self::FileTask { .. } | Self::AcceptFile { .. })
+        changes_host(self.name())
     }
+}
+
+/// False for a verb that only writes a note in Grace's own state.
+#[must_use]
+pub fn changes_host(verb: &str) -> bool {
+    !matches!(verb, "file_task" | "accept_file")
 }
 
 /// An admitted action, on its way to `actions/`.

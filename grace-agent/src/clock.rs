@@ -28,6 +28,12 @@ pub fn rfc3339(at: Timestamp) -> String {
     format_wall(i128::from(at.0) + offset)
 }
 
+/// A wall time, in nanoseconds since the epoch, as RFC 3339 in UTC with microseconds.
+#[must_use]
+pub fn rfc3339_wall(ns: i64) -> String {
+    format_wall(i128::from(ns))
+}
+
 /// Wall time now as RFC 3339 in UTC with microseconds.
 #[must_use]
 pub fn wall_rfc3339() -> String {

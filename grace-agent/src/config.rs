@@ -16,7 +16,7 @@ use crate::event::{Restart, RestartPolicy};
 mod describe;
 mod load;
 
-pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step};
+pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -148,13 +148,55 @@ pub struct File {
 pub struct Policy {
     /// Changes to the host allowed within `host_interval`; past it everything is held. Default 2000.
     pub host_burst: u32,
-    /// The window of `host_burst`. Default `10m`.
+    /// The window of `host_burst` and `subject_burst`. Default `10m`.
     pub host_interval: Span,
+    /// Changes to one subject allowed within `host_interval`; 0: no limit of its own. Default 200.
+    pub subject_burst: u32,
+    /// So many repairs in a row that failed, of at least three subjects, open the breaker: Grace is the trouble then, or
+    /// cannot help. 0: never. Default 20.
+    pub breaker_failures: u32,
+    /// How long repairs rest then. Default `10m`.
+    pub breaker_rest: Span,
+    /// A firing of the same trigger and subject within this time after it cleared has come back. Default `10m`.
+    pub reopen: Span,
+    /// Times of the day at which Grace reports and does not repair.
+    pub quiet: Vec<Quiet>,
+}
+
+/// A time of the day at which Grace reports and does not repair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quiet {
+    /// From, as `HH:MM`.
+    #[schemars(example = &"22:00")]
+    pub from: String,
+    /// To, as `HH:MM`; earlier than `from`: on the next day.
+    #[schemars(example = &"06:00")]
+    pub to: String,
+    /// Days on which it begins: `mon` … `sun`. Default: all.
+    #[serde(default)]
+    pub days: Vec<String>,
+    /// Time zone, such as `Europe/Berlin`. Default: the host's.
+    #[serde(default)]
+    #[schemars(example = &"Europe/Berlin")]
+    pub zone: Option<String>,
+    /// Why, for whoever wonders.
+    #[serde(default)]
+    #[schemars(example = &"the nightly batch may do as it likes")]
+    pub why: Option<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { host_burst: 2000, host_interval: Span::secs(600) }
+        Self {
+            host_burst: 2000,
+            host_interval: Span::secs(600),
+            subject_burst: 200,
+            breaker_failures: 20,
+            breaker_rest: Span::secs(600),
+            reopen: Span::secs(600),
+            quiet: Vec::new(),
+        }
     }
 }
 

@@ -4,20 +4,39 @@
 //! Each event goes to every trigger; their verdicts open, renew and clear incidents; the rungs that are due go
 //! through the policy. A trigger that panics is taken out, and that is a firing of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::action::{Action, Order, Outcome};
+use crate::action::{self, Action, Order, Outcome};
 use crate::config::Config;
 use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Firing, FiringId, RungState, State, Subject, Verdict};
-use crate::incident::Incident;
-use crate::policy::{Held, Policy};
+use crate::incident::{Incident, SETTLE};
+use crate::policy::Policy;
 use crate::triggers::{self, Spec, Trigger};
 
 /// Losses of events within this time before a firing are a gap in its evidence.
 const GAP: Duration = Duration::from_secs(60);
+
+/// A cause and what follows from it fire within this time of each other.
+const TOGETHER: Duration = Duration::from_secs(60);
+
+/// Firings that cleared are remembered so many at most: whether one comes back.
+const RECENT: usize = 4096;
+
+/// Grace's own limits, as the trigger of the firing that says that they were reached.
+static POLICY: Spec = Spec {
+    name: "policy",
+    summary: "repairs of several subjects failed in a row, so repairs rest",
+    help: "Fires when `policy.breaker_failures` repairs in a row failed, of at least three subjects. Nothing on the host \
+           is changed then for `policy.breaker_rest`; tasks are filed all the same. Clears when the rest is over, or by \
+           `grace resume all`.",
+    subjects: "the host",
+    remedy: "file a task",
+    needs: "nothing",
+    evidence: &[],
+};
 
 /// What follows from an event.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +86,10 @@ pub struct Engine {
     next_firing: u64,
     /// By class: when it was last counted as lost, and the count.
     lost: BTreeMap<String, (Timestamp, u64)>,
+    /// The last firing of each subject that cleared, and when.
+    recent: BTreeMap<(&'static str, Subject), (FiringId, Timestamp)>,
+    /// How long a firing that cleared is remembered.
+    reopen: Duration,
 }
 
 impl Engine {
@@ -86,6 +109,8 @@ impl Engine {
             policy: Policy::new(config.policy.clone()),
             next_firing: 1,
             lost: BTreeMap::new(),
+            recent: BTreeMap::new(),
+            reopen: config.policy.reopen.get(),
         }
     }
 
@@ -101,11 +126,17 @@ impl Engine {
                     self.note_outcome(id, outcome, event.at, &mut out);
                 }
             }
+            Kind::Paused { scope, until, why } => self.policy.pause(scope.clone(), *until, why.clone()),
+            Kind::Unpaused { scope } => {
+                self.policy.unpause(scope);
+                self.open.values_mut().for_each(|incident| incident.goes_on(event.at));
+            }
             _ => {}
         }
         for index in 0..self.judges.len() {
             self.judge(index, event, &mut out);
         }
+        self.mend(event.at, &mut out);
         self.run_due(event.at, &mut out);
         out
     }
@@ -115,7 +146,7 @@ impl Engine {
     pub fn wake(&self) -> Option<Timestamp> {
         let triggers = self.judges.iter().filter_map(|j| j.trigger.as_ref()?.wake());
         let rungs = self.open.values().filter_map(|i| i.next.map(|(_, at)| at));
-        triggers.chain(rungs).min()
+        triggers.chain(rungs).chain(self.policy.broken()).min()
     }
 
     /// What each trigger does now.
@@ -158,6 +189,7 @@ impl Engine {
                     remedy: Vec::new(),
                     delay: Duration::ZERO,
                     hold: None,
+                    depends_on: Vec::new(),
                 };
                 self.hear(spec, Verdict::Happened(Box::new(finding)), event.at, out);
             }
@@ -177,7 +209,11 @@ impl Engine {
                     }
                     None => {
                         let id = self.take_id();
-                        self.open.entry(key).or_insert(Incident::open(id, spec.name, *finding, now, gaps))
+                        let mut incident = Incident::open(id, spec.name, *finding, now, gaps);
+                        incident.firing.cause = self.cause_of(&incident, now);
+                        incident.firing.again = self.cleared_lately(&key, now);
+                        self.follows_from(&incident, now, out);
+                        self.open.entry(key).or_insert(incident)
                     }
                 };
                 out.push(Effect::Firing(incident.firing.clone()));
@@ -198,7 +234,7 @@ impl Engine {
                 out.push(Effect::Firing(firing));
             }
             Verdict::Wants(subject, action) => {
-                let admitted = self.policy.admit(now, &action);
+                let admitted = self.policy.admit(now, &subject, &action);
                 out.push(Effect::Decision {
                     firing: None,
                     subject: subject.clone(),
@@ -215,6 +251,8 @@ impl Engine {
     fn note_outcome(&mut self, id: FiringId, outcome: &Outcome, now: Timestamp, out: &mut Vec<Effect>) {
         let Some((key, incident)) = self.open.iter_mut().find(|(_, i)| i.firing.id == id) else { return };
         incident.ended(outcome.rung, &outcome.result, outcome.took_us, now);
+        let breaks = action::changes_host(&outcome.action)
+            && self.policy.note(now, &outcome.subject, outcome.result.is_ok());
         match incident.clearing.take() {
             Some((at, how)) => {
                 let key = key.clone();
@@ -222,23 +260,96 @@ impl Engine {
             }
             None => out.push(Effect::Firing(incident.firing.clone())),
         }
+        if breaks {
+            self.hear(&POLICY, Verdict::Holds(Box::new(broken(now, &outcome.result))), now, out);
+        }
+    }
+
+    /// Closes the breaker when its time has come, or a person said so.
+    fn mend(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
+        let key = (POLICY.name, repairs());
+        let over = self.policy.mends(now);
+        if over || (self.policy.broken().is_none() && self.open.contains_key(&key)) {
+            self.close(&key, now, "repairs are tried again".to_owned(), out);
+            self.open.values_mut().for_each(|incident| incident.goes_on(now));
+        }
+    }
+
+    /// The firing that a new incident follows from: the oldest that holds, or the last that cleared, among what it
+    /// depends on.
+    fn cause_of(&self, incident: &Incident, now: Timestamp) -> Option<FiringId> {
+        let meant =
+            |subject: &Subject| incident.depends_on.contains(subject) && *subject != incident.firing.subject;
+        let holds =
+            self.open.iter().filter(|((_, subject), _)| meant(subject)).map(|(_, i)| i.firing.id).min();
+        holds.or_else(|| {
+            self.recent
+                .iter()
+                .filter(|((_, subject), (_, at))| meant(subject) && now.since(*at) < TOGETHER)
+                .max_by_key(|(_, (_, at))| *at)
+                .map(|(_, (id, _))| *id)
+        })
+    }
+
+    /// What fired shortly before `cause` and depends on it follows from it after all: a full queue may be noticed before
+    /// the dead process behind it.
+    fn follows_from(&mut self, cause: &Incident, now: Timestamp, out: &mut Vec<Effect>) {
+        for incident in self.open.values_mut() {
+            let firing = &mut incident.firing;
+            let follows = firing.cause.is_none()
+                && Some(firing.id) != cause.firing.cause
+                && now.since(firing.at) < TOGETHER
+                && firing.subject != cause.firing.subject
+                && incident.depends_on.contains(&cause.firing.subject);
+            if follows {
+                firing.cause = Some(cause.firing.id);
+                out.push(Effect::Firing(firing.clone()));
+            }
+        }
+    }
+
+    /// The firing that comes back with one about `key`.
+    fn cleared_lately(&self, key: &(&'static str, Subject), now: Timestamp) -> Option<FiringId> {
+        self.recent.get(key).filter(|(_, at)| now.since(*at) < self.reopen).map(|(id, _)| *id)
     }
 
     fn close(&mut self, key: &(&'static str, Subject), at: Timestamp, how: String, out: &mut Vec<Effect>) {
         if let Some(mut incident) = self.open.remove(key) {
             incident.clear(at, how);
+            let id = incident.firing.id;
             out.push(Effect::Firing(incident.firing));
+            for follower in self.open.values_mut().filter(|i| i.firing.cause == Some(id)) {
+                follower.goes_on(at.after(SETTLE));
+            }
+            if self.recent.len() >= RECENT {
+                let reopen = self.reopen.max(TOGETHER);
+                self.recent.retain(|_, (_, cleared)| at.since(*cleared) < reopen);
+            }
+            if self.recent.len() < RECENT {
+                self.recent.insert(key.clone(), (id, at));
+            }
         }
     }
 
     /// Runs every rung whose time has come.
     fn run_due(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
-        for incident in self.open.values_mut() {
+        let holding: BTreeSet<FiringId> = self.open.values().map(|i| i.firing.id).collect();
+        for ((trigger, subject), incident) in &mut self.open {
             let before = out.len();
             while let Some((rung, _)) = incident.next.filter(|(_, at)| *at <= now) {
                 incident.next = None;
                 let Some(action) = incident.actions.get(rung).cloned() else { break };
-                run(incident, rung, action, &mut self.policy, now, out);
+                let rests = self.policy.paused(now, trigger, subject, &incident.depends_on);
+                if let Some(held) = rests {
+                    rest(incident, rung, &action, held.to_string(), held.until(), out);
+                } else if let Some((cause, until)) =
+                    incident.waits(now).filter(|(id, _)| holding.contains(id))
+                {
+                    let why = format!("waits for its cause {cause} to clear");
+                    rest(incident, rung, &action, why, Some(until), out);
+                } else {
+                    run(incident, rung, action, &mut self.policy, now, out);
+                }
             }
             if out.len() > before {
                 out.push(Effect::Firing(incident.firing.clone()));
@@ -275,6 +386,53 @@ impl Engine {
     }
 }
 
+/// What repairs are as a subject.
+fn repairs() -> Subject {
+    Subject::Host("repairs".to_owned())
+}
+
+/// The breaker opens at `now`.
+fn broken(now: Timestamp, last: &Result<String, String>) -> Finding {
+    Finding {
+        subject: repairs(),
+        since: now,
+        summary: "repairs of several subjects failed in a row: Grace changes nothing for a while".into(),
+        measured: last.as_ref().err().map_or_else(String::new, |why| why.escape_debug().to_string()),
+        threshold: "policy.breaker_failures".into(),
+        baseline: "repairs work".into(),
+        writer: None,
+        noticed_by: None,
+        evidence: Vec::new(),
+        remedy: vec![Action::FileTask {
+            title: "Find out why Grace's repairs fail on this host".into(),
+            acceptance: "repairs work again: `grace firings` shows a repair that was done".into(),
+        }],
+        delay: Duration::ZERO,
+        hold: None,
+        depends_on: Vec::new(),
+    }
+}
+
+/// Lets one rung of `incident` rest until `until`, or until that for which it rests is over.
+fn rest(
+    incident: &mut Incident,
+    rung: usize,
+    action: &Action,
+    why: String,
+    until: Option<Timestamp>,
+    out: &mut Vec<Effect>,
+) {
+    incident.next = until.map(|at| (rung, at));
+    incident.rests = Some(rung);
+    out.push(Effect::Decision {
+        firing: Some(incident.firing.id),
+        subject: incident.firing.subject.clone(),
+        action: action.name(),
+        admitted: Err(why.clone()),
+    });
+    incident.show(rung, RungState::Held, Some(why));
+}
+
 /// Runs one rung of `incident`, or holds it and says why.
 fn run(
     incident: &mut Incident,
@@ -289,15 +447,18 @@ fn run(
         // The trigger itself holds back (a fight, a spent budget): on to the rung that asks for help.
         (Err(why), next.map(|next| (next, now)))
     } else {
-        match policy.admit(now, &action) {
+        match policy.admit(now, &incident.firing.subject, &action) {
             Ok(()) => (Ok(()), None),
-            Err(held @ Held::Observe) => (Err(held.to_string()), None),
-            Err(Held::HostBudget { free, burst }) => {
-                (Err(Held::HostBudget { free, burst }.to_string()), Some((rung, free)))
+            Err(held) => {
+                incident.rests = held.until().map(|_| rung);
+                (Err(held.to_string()), held.until().map(|at| (rung, at)))
             }
         }
     };
     incident.next = then;
+    if admitted.is_ok() {
+        incident.rests = None;
+    }
     out.push(Effect::Decision {
         firing: Some(incident.firing.id),
         subject: incident.firing.subject.clone(),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::Outcome;
 use crate::config::Mode;
 use crate::file_state::{FileState, KnownGood};
+use crate::firing::Scope;
 
 /// Nanoseconds of CLOCK_BOOTTIME: shared by kernel probes and agent, counts through suspend, never steps back.
 #[derive(
@@ -167,6 +168,20 @@ pub enum Kind {
     },
     /// An order was carried out, or was not.
     Outcome(Outcome),
+    /// Repairs and tasks rest: a person asked for it, or the configuration does at this time of the day.
+    Paused {
+        /// Of what.
+        scope: Scope,
+        /// Until then.
+        until: Timestamp,
+        /// Why, in the words of whoever asked.
+        why: String,
+    },
+    /// A pause ends early.
+    Unpaused {
+        /// Which.
+        scope: Scope,
+    },
 }
 
 /// How a change was noticed.

@@ -22,6 +22,8 @@ pub enum Subject {
     Process(String),
     /// One of Grace's own triggers.
     Trigger(String),
+    /// A resource of the host: `memory`, `cpu`, `disk /var`, or `repairs`, which is Grace's own work on it.
+    Host(String),
 }
 
 impl fmt::Display for Subject {
@@ -30,6 +32,32 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Host(resource) => write!(f, "host {resource}"),
+        }
+    }
+}
+
+/// What a pause is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "of", content = "what", rename_all = "snake_case")]
+pub enum Scope {
+    /// Everything, because a person said so.
+    All,
+    /// Everything, because the configuration says so for this time of the day.
+    Quiet,
+    /// Every firing of a trigger.
+    Trigger(String),
+    /// One subject and what depends on it.
+    Subject(Subject),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("everything"),
+            Self::Quiet => f.write_str("everything (quiet time)"),
+            Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Subject(subject) => subject.fmt(f),
         }
     }
 }
@@ -75,6 +103,8 @@ pub struct Finding {
     pub delay: std::time::Duration,
     /// Why nothing shall be done at all although there is a remedy; only what does not change the host still runs.
     pub hold: Option<String>,
+    /// What else, if it is wrong, too, is the likely cause of this: the process behind a queue.
+    pub depends_on: Vec<Subject>,
 }
 
 /// Number of a firing, unique on a host across restarts. Shown as `f-12`.
@@ -187,6 +217,12 @@ pub struct Firing {
     pub evidence: Vec<String>,
     /// How often the condition came back before it cleared.
     pub count: u32,
+    /// The firing that this one follows from: both are one incident.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<FiringId>,
+    /// The firing of the same trigger and subject that cleared shortly before: it has come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<FiringId>,
     /// The remedy, rung by rung.
     pub remedy: Vec<Rung>,
 }

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use crate::action::Action;
+use crate::action::{self, Action};
 use crate::event::Timestamp;
-use crate::firing::{Finding, Firing, FiringId, Rung, RungState, State};
+use crate::firing::{Finding, Firing, FiringId, Rung, RungState, State, Subject};
 
 /// A rung that failed is tried again after these delays before the next rung takes over: a full disk or a lost race
 /// may pass.
 pub const RETRIES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(10)];
+
+/// What follows from a cause waits for it at most so long.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A repair that was done must be seen to hold within this time; else the next rung takes over.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -42,6 +45,12 @@ pub struct Incident {
     failures: usize,
     /// Seen to have cleared while a rung ran: the firing is closed when its outcome is known.
     pub clearing: Option<(Timestamp, String)>,
+    /// What else, if it is wrong, too, is the likely cause.
+    pub depends_on: Vec<Subject>,
+    /// The rung that rests until its cause has cleared, a pause is over or the breaker closes.
+    pub rests: Option<usize>,
+    /// Since when it waits for its cause.
+    waits_since: Option<Timestamp>,
 }
 
 impl Incident {
@@ -67,6 +76,8 @@ impl Incident {
             evidence_gaps,
             evidence: Vec::new(),
             count: 0,
+            cause: None,
+            again: None,
             remedy: Vec::new(),
         };
         let mut incident = Self {
@@ -79,6 +90,9 @@ impl Incident {
             shows_old: false,
             failures: 0,
             clearing: None,
+            depends_on: Vec::new(),
+            rests: None,
+            waits_since: None,
         };
         incident.renew(finding, at);
         incident
@@ -99,6 +113,7 @@ impl Incident {
         let due = at.after(finding.delay);
         self.actions = finding.remedy;
         self.hold = finding.hold;
+        self.depends_on = finding.depends_on;
         if self.running.is_some() {
             self.replan = Some(due);
         } else {
@@ -110,6 +125,7 @@ impl Incident {
     /// Begins the ladder anew.
     fn plan(&mut self, due: Timestamp) {
         self.failures = 0;
+        self.rests = None;
         self.replan = None;
         self.next = (!self.actions.is_empty()).then_some((0, due));
     }
@@ -145,10 +161,8 @@ impl Incident {
             return;
         }
         self.running = None;
-        let changes_host = self.firing.remedy.get(rung).is_some_and(|r| {
-            // The remedy may have been replaced while the rung ran; its name then tells which verb it was.
-            r.action != "file_task" && r.action != "accept_file"
-        });
+        // The remedy may have been replaced while the rung ran; its name then tells which verb it was.
+        let changes_host = self.firing.remedy.get(rung).is_some_and(|r| action::changes_host(&r.action));
         if let Some(shown) = self.firing.remedy.get_mut(rung) {
             (shown.state, shown.why) = match result {
                 Ok(done) => (RungState::Done, Some(done.clone())),
@@ -196,12 +210,31 @@ impl Incident {
         (rung + 1 < self.actions.len()).then_some(rung + 1)
     }
 
+    /// A rung that rests goes on at `at`.
+    pub fn goes_on(&mut self, at: Timestamp) {
+        if let Some(rung) = self.rests.take() {
+            self.next = Some((rung, at));
+        }
+    }
+
+    /// Until when it waits at `now` for its cause, if that holds: a repair of its own would only hide it. What is down or
+    /// wrong by itself is put right all the same.
+    pub fn waits(&mut self, now: Timestamp) -> Option<(FiringId, Timestamp)> {
+        let cause = self.firing.cause?;
+        let itself = matches!(
+            self.actions.first(),
+            Some(Action::StartProcess { .. } | Action::RestoreFile { .. }) | None
+        );
+        let until = self.waits_since.get_or_insert(now).after(PATIENCE);
+        (until > now && !itself).then_some((cause, until))
+    }
+
     /// The condition was seen not to hold any more.
     pub fn clear(&mut self, at: Timestamp, how: String) {
         self.firing.state = State::Cleared;
         self.firing.cleared = Some(at);
         self.firing.cleared_by = Some(how);
-        self.next = None;
+        (self.next, self.rests) = (None, None);
         self.firing.remedy.retain(|rung| rung.state != RungState::Planned);
     }
 }

@@ -15,7 +15,7 @@ use crate::api::control::FiringsQuery;
 use crate::api::view::{EvidenceView, FiringView, JournalView, TaskView};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::firing::{Firing, FiringId, Subject};
+use crate::firing::{Firing, FiringId, Scope, Subject};
 use crate::prompt::prompt;
 
 /// Rows of the journal that are kept; the oldest go first, at start.
@@ -49,7 +49,26 @@ CREATE TABLE IF NOT EXISTS tasks (
     at TEXT NOT NULL,
     view TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS pauses (
+    scope TEXT PRIMARY KEY,
+    until_ns INTEGER NOT NULL,
+    why TEXT NOT NULL,
+    by TEXT NOT NULL
+);
 ";
+
+/// A pause as it is kept: over restarts and reboots, so its end is wall time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Of what.
+    pub scope: Scope,
+    /// Its end, in nanoseconds since the epoch.
+    pub until_ns: i64,
+    /// Why, in the words of whoever asked.
+    pub why: String,
+    /// Who asked.
+    pub by: String,
+}
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +288,38 @@ impl Journal {
             sql.query_map([], |row| row.get(0))?.collect()
         })?;
         Ok(views.iter().filter_map(|view| serde_json::from_str(view).ok()).collect())
+    }
+
+    /// Keeps a pause; one of the same scope is replaced. Durable when it returns.
+    pub fn keep_pause(&self, pause: &Pause) -> Result<(), JournalError> {
+        self.read("keep a pause", |db| {
+            db.execute(
+                "INSERT OR REPLACE INTO pauses (scope, until_ns, why, by) VALUES (?1, ?2, ?3, ?4)",
+                params![to_json(&pause.scope), pause.until_ns, pause.why, pause.by],
+            )
+        })?;
+        Ok(())
+    }
+
+    /// Drops a pause. False: there was none.
+    pub fn drop_pause(&self, scope: &Scope) -> Result<bool, JournalError> {
+        let n = self
+            .read("drop a pause", |db| db.execute("DELETE FROM pauses WHERE scope = ?1", [to_json(scope)]))?;
+        Ok(n > 0)
+    }
+
+    /// The pauses that are not over at `now_ns` (wall time), the next to end first. Those that are over are dropped.
+    pub fn pauses(&self, now_ns: i64) -> Result<Vec<Pause>, JournalError> {
+        self.read("list pauses", |db| {
+            db.execute("DELETE FROM pauses WHERE until_ns <= ?1", [now_ns])?;
+            let mut sql = db.prepare("SELECT scope, until_ns, why, by FROM pauses ORDER BY until_ns")?;
+            let rows = sql.query_map([], |row| {
+                let scope: String = row.get(0)?;
+                let (until_ns, why, by) = (row.get(1)?, row.get(2)?, row.get(3)?);
+                Ok(serde_json::from_str(&scope).ok().map(|scope| Pause { scope, until_ns, why, by }))
+            })?;
+            rows.filter_map(Result::transpose).collect()
+        })
     }
 
     /// Files a task for the firing `id`, or raises the count of the one that is open for the same fault.

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, SnapshotView, StatusView, TaskView,
+    TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
+use crate::firing::Scope;
 
 /// Which firings to list.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +78,14 @@ pub trait Control: Send + Sync + 'static {
     fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError>;
     /// Stop supervising a process and end it.
     fn remove_process(&self, name: &str, peer: Peer) -> Result<(), ControlError>;
+    /// Firings by incident, oldest first.
+    fn incidents(&self, query: &FiringsQuery) -> Result<Vec<IncidentView>, ControlError>;
+    /// Nothing is repaired and no task is filed within `scope` for `seconds`.
+    fn pause(&self, scope: Scope, seconds: u64, why: &str, peer: Peer) -> Result<PauseView, ControlError>;
+    /// Ends a pause early. `Scope::All` also closes the breaker.
+    fn resume(&self, scope: &Scope, peer: Peer) -> Result<(), ControlError>;
+    /// What rests now.
+    fn pauses(&self) -> Result<Vec<PauseView>, ControlError>;
     /// Tasks, oldest first.
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
     /// The configuration in force.

@@ -39,6 +39,7 @@ use super::control::{Control, ControlError, FiringsQuery, Peer};
 use super::view::FiringView;
 use crate::config::Process;
 use crate::file_state::ContentKind;
+use crate::firing::Scope;
 
 /// Connections served at the same time; one more waits until another ends.
 const MAX_CONNECTIONS: usize = 128;
@@ -250,6 +251,10 @@ fn router(shared: Shared) -> Router {
         .route("/v1/forget", post(forget))
         .route("/v1/processes", post(add_process))
         .route("/v1/processes/{name}", delete(remove_process))
+        .route("/v1/incidents", get(incidents))
+        .route("/v1/pauses", get(pauses))
+        .route("/v1/pause", post(pause))
+        .route("/v1/resume", post(resume))
         .route("/v1/tasks", get(tasks))
         .route("/v1/config", get(config))
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
@@ -301,9 +306,13 @@ async fn firings(
     State(shared): State<Shared>,
     params: Result<Query<FiringsParams>, QueryRejection>,
 ) -> Answer {
-    let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
-    let query = FiringsQuery { since_s: params.since_s, trigger: params.trigger, limit: params.limit };
+    let query = firings_query(params)?;
     shared.ask(move |control| control.firings(&query)).await
+}
+
+fn firings_query(params: Result<Query<FiringsParams>, QueryRejection>) -> Result<FiringsQuery, Failure> {
+    let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
+    Ok(FiringsQuery { since_s: params.since_s, trigger: params.trigger, limit: params.limit })
 }
 
 async fn stream(State(shared): State<Shared>) -> Response {
@@ -408,6 +417,48 @@ async fn remove_process(
     Segment(name): Segment<String>,
 ) -> Answer {
     shared.ask(move |control| control.remove_process(&name, peer)).await
+}
+
+async fn incidents(
+    State(shared): State<Shared>,
+    params: Result<Query<FiringsParams>, QueryRejection>,
+) -> Answer {
+    let query = firings_query(params)?;
+    shared.ask(move |control| control.incidents(&query)).await
+}
+
+async fn pauses(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| control.pauses()).await
+}
+
+/// The body of `POST /v1/pause`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PauseRequest {
+    /// Of what.
+    pub scope: Scope,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// Why.
+    pub why: String,
+}
+
+async fn pause(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let PauseRequest { scope, seconds, why } = parse(body)?;
+    shared.ask(move |control| control.pause(scope, seconds, &why, peer)).await
+}
+
+/// The body of `POST /v1/resume`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// Of what.
+    pub scope: Scope,
+}
+
+async fn resume(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let ResumeRequest { scope } = parse(body)?;
+    shared.ask(move |control| control.resume(&scope, peer)).await
 }
 
 async fn tasks(State(shared): State<Shared>) -> Answer {

@@ -54,6 +54,12 @@ pub struct FiringView {
     pub evidence: Vec<String>,
     /// How often the condition came back before it cleared.
     pub count: u32,
+    /// The firing that this one follows from: both are one incident.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<FiringId>,
+    /// The firing of the same trigger and subject that cleared shortly before: it has come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<FiringId>,
     /// The remedy, rung by rung.
     pub remedy: Vec<Rung>,
 }
@@ -83,6 +89,8 @@ impl FiringView {
             evidence_gaps: firing.evidence_gaps,
             evidence: firing.evidence.clone(),
             count: firing.count,
+            cause: firing.cause,
+            again: firing.again,
             remedy: firing.remedy.clone(),
         }
     }
@@ -234,6 +242,38 @@ pub struct SyscallView {
     pub p99_ns: Option<u64>,
 }
 
+/// A pause. `grace pause --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PauseView {
+    /// Of what, as `grace pause` takes it: `all`, `trigger:NAME`, `process:NAME`, a path.
+    pub subject: String,
+    /// Until then.
+    pub until: String,
+    /// Why. Untrusted text.
+    pub why: String,
+    /// Who asked: a user, or the configuration.
+    pub by: String,
+}
+
+/// Firings that belong together: a cause and what follows from it. `grace incidents --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct IncidentView {
+    /// The cause's number.
+    pub id: FiringId,
+    /// `holds` while any of its firings does.
+    pub state: State,
+    /// Since when the first of them holds.
+    pub since: String,
+    /// When the last of them cleared.
+    pub cleared: Option<String>,
+    /// The incident of the same cause that had cleared shortly before: this one is its return.
+    pub again: Option<FiringId>,
+    /// One line: the cause's.
+    pub summary: String,
+    /// Its firings, the cause first.
+    pub firings: Vec<FiringView>,
+}
+
 /// `grace status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusView {
@@ -277,6 +317,8 @@ pub struct StatusView {
     pub delivered: BTreeMap<String, u64>,
     /// What Grace costs.
     pub cost: CostView,
+    /// What rests, and until when.
+    pub pauses: Vec<PauseView>,
     /// The configuration in force: its file, or none; and why a newer one was refused.
     pub config: ConfigView,
 }

@@ -9,8 +9,10 @@ pub mod config;
 pub mod doctor;
 pub mod explain;
 pub mod firings;
+pub mod incidents;
 pub mod inject;
 pub mod manual;
+pub mod pause;
 pub mod replay;
 pub mod run;
 pub mod schema;
@@ -92,10 +94,16 @@ enum Command {
     Status(status::Status),
     /// What fired, and what was done about it
     Firings(firings::Firings),
+    /// Firings that belong together: a cause and what followed from it
+    Incidents(incidents::Incidents),
     /// Why a firing fired, or what a trigger does
     Explain(explain::Explain),
     /// The triggers
     Triggers(explain::Triggers),
+    /// Let repairs and tasks rest: a maintenance window; without arguments, what rests now
+    Pause(pause::Pause),
+    /// End a pause early
+    Resume(pause::Resume),
     /// Own files: keep their state now as known-good
     Snapshot(snapshots::Snapshot),
     /// The snapshots kept
@@ -152,6 +160,9 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Replay(command) => command.go(global, &mut out),
         Command::Unpin(command) => command.go(global, &mut out),
         Command::Tasks(command) => command.go(global, &mut out),
+        Command::Incidents(command) => command.go(global, &mut out),
+        Command::Pause(command) => command.go(global, &mut out),
+        Command::Resume(command) => command.go(global, &mut out),
         Command::Schema(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),

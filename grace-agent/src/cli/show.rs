@@ -147,6 +147,7 @@ fn subject(subject: &Subject) -> String {
         Subject::File(path) => path.display().to_string(),
         Subject::Process(name) => name.clone(),
         Subject::Trigger(name) => format!("trigger {name}"),
+        Subject::Host(resource) => format!("host {resource}"),
     }
 }
 
@@ -342,12 +343,22 @@ fn accounts(status: &StatusView, out: &mut String) {
     let _ = writeln!(out, "  {:<10} {pinned}", "restart");
 }
 
+/// What rests, in lines; nothing where nothing does.
+fn what_rests(status: &StatusView, color: bool, out: &mut String) {
+    for pause in &status.pauses {
+        let head = paint("rests", YELLOW, color);
+        let (subject, why) = (escape(&pause.subject), escape(&pause.why));
+        let _ = writeln!(out, "  {head:<10} {subject} until {}: {why}", pause.until);
+    }
+}
+
 /// What the agent found at start: printed in the foreground.
 #[must_use]
 pub fn boot_picture(status: &StatusView, color: bool) -> String {
     let mut out = headline(status, color);
     out.push('\n');
     what_it_sees(status, false, color, &mut out);
+    what_rests(status, color, &mut out);
     let _ = writeln!(
         out,
         "  {:<10} {} · {}{}",
@@ -384,6 +395,7 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         micros(status.ready_us)
     );
     what_it_sees(status, blind, color, &mut out);
+    what_rests(status, color, &mut out);
     let _ = writeln!(
         out,
         "  {:<10} {} · {} firing now",

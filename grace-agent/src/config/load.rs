@@ -210,6 +210,30 @@ impl Config {
             out.push(&drift("sweep"), "must be at least `1s`: a sweep reads every owned file");
         }
 
+        for (i, quiet) in self.policy.quiet.iter().enumerate() {
+            let at = |key| [Step::Key("policy"), Step::Key("quiet"), Step::Index(i), Step::Key(key)];
+            for (key, text) in [("from", &quiet.from), ("to", &quiet.to)] {
+                if quiet_time(text).is_none() {
+                    out.push(
+                        &at(key),
+                        format!("`{}` is not a time of the day such as `22:00`", text.escape_debug()),
+                    );
+                }
+            }
+            if quiet.from == quiet.to {
+                out.push(
+                    &at("to"),
+                    "must not be the same as `from`: for all of the day set mode = \"observe\"",
+                );
+            }
+            for day in quiet.days.iter().filter(|day| !DAYS.contains(&day.as_str())) {
+                out.push(&at("days"), format!("`{}` is not one of {}", day.escape_debug(), DAYS.join(", ")));
+            }
+            if let Some(zone) = quiet.zone.as_ref().filter(|zone| jiff::tz::TimeZone::get(zone).is_err()) {
+                out.push(&at("zone"), format!("`{}` is not a time zone of this host", zone.escape_debug()));
+            }
+        }
+
         if !(0.0..=100.0).contains(&self.probes.budget_percent) {
             let at = [Step::Key("probes"), Step::Key("budget_percent")];
             out.push(&at, "must be a share of one core between 0 and 100");
@@ -314,6 +338,15 @@ impl Wrongs {
             self.push(at, "must be longer than zero");
         }
     }
+}
+
+/// Days of the week as the configuration writes them.
+const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+
+/// `HH:MM`.
+#[must_use]
+pub fn quiet_time(text: &str) -> Option<jiff::civil::Time> {
+    jiff::civil::Time::strptime("%H:%M", text).ok()
 }
 
 fn check_path(path: &Path) -> Result<(), String> {

@@ -10,13 +10,13 @@ use tokio::sync::broadcast;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::Duties;
-use super::{declare, degraded};
+use super::{declare, degraded, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
-    ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, LatencyView, PathAnswer,
-    ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView, TaskView, TriggerView,
-    VerifyVerdict, VerifyView,
+    ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, IncidentView, LatencyView,
+    PathAnswer, PauseView, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView, TaskView,
+    TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
 use crate::config;
@@ -24,7 +24,7 @@ use crate::config::{Config, Process};
 use crate::error_chain::chain;
 use crate::event::Kind;
 use crate::file_state::{ContentKind, FileState};
-use crate::firing::{FiringId, State};
+use crate::firing::{FiringId, Scope, State};
 use crate::host;
 use crate::journal::Journal;
 use crate::safe_path::own_name;
@@ -46,6 +46,8 @@ pub(super) struct Agent {
     pub(super) latency: Arc<Mutex<LatencyView>>,
     /// Settings of the kernel side in force, shared with upkeep.
     pub(super) probe_settings: Arc<Mutex<config::Probes>>,
+    /// Quiet times in force, shared with upkeep.
+    pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) gpu: Mutex<SourceView>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
@@ -253,6 +255,7 @@ impl Control for Agent {
             lost,
             delivered,
             cost: CostView { rss_bytes: host::rss_bytes(), ..*lock(&self.cost) },
+            pauses: pauses::list(&self.executor).unwrap_or_default(),
             config: config_view,
         }
     }
@@ -443,6 +446,23 @@ impl Control for Agent {
         stopped.map_err(ControlError::Failed)
     }
 
+    fn incidents(&self, query: &FiringsQuery) -> Result<Vec<IncidentView>, ControlError> {
+        let firings = self.firings(query)?;
+        Ok(by_incident(firings))
+    }
+
+    fn pause(&self, scope: Scope, seconds: u64, why: &str, peer: Peer) -> Result<PauseView, ControlError> {
+        pauses::pause(&self.executor, scope, seconds, why, peer)
+    }
+
+    fn resume(&self, scope: &Scope, peer: Peer) -> Result<(), ControlError> {
+        pauses::resume(&self.executor, scope, peer)
+    }
+
+    fn pauses(&self) -> Result<Vec<PauseView>, ControlError> {
+        pauses::list(&self.executor)
+    }
+
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError> {
         self.journal.tasks().map_err(|err| Self::failed(&err))
     }
@@ -464,6 +484,41 @@ impl Agent {
             _ => path.to_owned(),
         }
     }
+}
+
+/// Firings with what follows from them, by the first of them; one whose cause is not among them stands alone.
+fn by_incident(firings: Vec<FiringView>) -> Vec<IncidentView> {
+    let causes: BTreeMap<FiringId, Option<FiringId>> = firings.iter().map(|f| (f.id, f.cause)).collect();
+    let root = |id: FiringId| {
+        let mut root = id;
+        // A chain is no longer than there are firings, whatever the database says.
+        for _ in 0..causes.len() {
+            match causes.get(&root).copied().flatten().filter(|cause| causes.contains_key(cause)) {
+                Some(cause) => root = cause,
+                None => break,
+            }
+        }
+        root
+    };
+    let mut groups: BTreeMap<FiringId, Vec<FiringView>> = BTreeMap::new();
+    for firing in firings {
+        groups.entry(root(firing.id)).or_default().push(firing);
+    }
+    let incident = |(id, mut firings): (FiringId, Vec<FiringView>)| {
+        firings.sort_by_key(|f| (f.id != id, f.id));
+        let first = firings.first()?;
+        let holds = firings.iter().any(|f| f.state == State::Holds);
+        Some(IncidentView {
+            id,
+            state: if holds { State::Holds } else { first.state },
+            since: firings.iter().map(|f| f.since.clone()).min().unwrap_or_default(),
+            cleared: if holds { None } else { firings.iter().filter_map(|f| f.cleared.clone()).max() },
+            again: first.again,
+            summary: first.summary.clone(),
+            firings,
+        })
+    };
+    groups.into_iter().filter_map(incident).collect()
 }
 
 fn view(snapshot: Snapshot) -> SnapshotView {

@@ -37,6 +37,8 @@ pub(super) struct Executor {
     pub(super) specs: Mutex<BTreeMap<String, Process>>,
     /// Restarts by name, since the agent started.
     pub(super) starts: Mutex<BTreeMap<String, u32>>,
+    /// The quiet time that was last told to the engine: why, and its end in wall time.
+    pub(super) quiet: Mutex<Option<(String, i64)>>,
     pub(super) quarantine: PathBuf,
     pub(super) logs: PathBuf,
     pub(super) running: PathBuf,

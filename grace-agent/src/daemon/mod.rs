@@ -8,6 +8,7 @@ mod control;
 mod executor;
 mod gate;
 mod judge;
+mod pauses;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -150,6 +151,7 @@ fn serve(
         processes: Arc::clone(&processes),
         specs: Mutex::new(BTreeMap::new()),
         starts: Mutex::new(BTreeMap::new()),
+        quiet: Mutex::new(None),
         quarantine: state.quarantine(),
         logs: state.logs(),
         running: state.path().join("running"),
@@ -173,6 +175,8 @@ fn serve(
     };
     executor.send(Kind::Start { boot_id, version: env!("CARGO_PKG_VERSION").to_owned(), next_firing });
     executor.send(Kind::Mode { mode: config.mode });
+    pauses::recall(&executor);
+    pauses::check_quiet(&executor, &config.policy.quiet);
     let engine_stop = Arc::clone(&stop);
     let engine_thread = std::thread::Builder::new().name("grace-engine".into()).spawn(move || {
         prompt();
@@ -195,7 +199,9 @@ fn serve(
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let latency = Arc::new(Mutex::new(LatencyView::default()));
     let probe_settings = Arc::new(Mutex::new(config.probes.clone()));
+    let quiet = Arc::new(Mutex::new(config.policy.quiet.clone()));
     let upkeep = Upkeep {
+        quiet: Arc::clone(&quiet),
         kernel: probes.clone().zip(reader.clone()),
         executor: Arc::clone(&executor),
         cost: Arc::clone(&cost),
@@ -216,6 +222,7 @@ fn serve(
         reader,
         latency,
         probe_settings,
+        quiet,
         gpu: Mutex::new(SourceView {
             name: "gpu".into(),
             state: Health::Off,
@@ -348,6 +355,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
         declare(executor, process.clone());
     }
     *lock(&agent.probe_settings) = config.probes.clone();
+    lock(&agent.quiet).clone_from(&config.policy.quiet);
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());

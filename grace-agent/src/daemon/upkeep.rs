@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
+use super::pauses;
 use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::Stopwatch;
@@ -26,6 +27,8 @@ const COST_AT: u64 = 3;
 const SELF_TEST_EVERY: u64 = 3600;
 /// Seconds between looks at the progress of processes, and between lessons of what is slow for them.
 const PROGRESS_EVERY: u64 = 5;
+/// Seconds between looks at the wall clock for quiet times: it may be set at any moment.
+const QUIET_EVERY: u64 = 5;
 /// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
 const LEFTOVERS_AT: u64 = 30;
 /// What the way into a program and back costs beside its own run time, in nanoseconds: about half of what empty hooks
@@ -39,6 +42,7 @@ pub(super) struct Upkeep {
     pub(super) cost: Arc<Mutex<CostView>>,
     pub(super) latency: Arc<Mutex<LatencyView>>,
     pub(super) settings: Arc<Mutex<config::Probes>>,
+    pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) stop: Arc<AtomicBool>,
     /// A folder of the agent's own.
     pub(super) scratch: std::path::PathBuf,
@@ -80,6 +84,10 @@ impl Upkeep {
             // What is slow from the first call on needs no lesson, so it is set at once.
             if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
                 self.executor.processes.learn_slow(&timer.settings);
+            }
+            if second % QUIET_EVERY == 0 {
+                let quiet = lock(&self.quiet).clone();
+                pauses::check_quiet(&self.executor, &quiet);
             }
             if second % 10 == 0 || second == 2 {
                 let now = cpu_ns();

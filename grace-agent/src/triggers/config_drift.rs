@@ -198,6 +198,7 @@ impl Owned {
             ],
             delay: Duration::ZERO,
             hold,
+            depends_on: Vec::new(),
         }))]
     }
 

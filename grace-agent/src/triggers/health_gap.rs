@@ -241,6 +241,7 @@ impl Process {
             }],
             delay: Duration::ZERO,
             hold: None,
+            depends_on: Vec::new(),
         }))
     }
 
@@ -345,6 +346,7 @@ impl Process {
             ],
             delay,
             hold,
+            depends_on: Vec::new(),
         }))
     }
 }
