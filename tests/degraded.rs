@@ -179,3 +179,60 @@ fn a_full_disk_is_said_and_nothing_is_lost() {
         std::panic::resume_unwind(panic);
     }
 }
+
+#[test]
+fn a_pause_holds_repairs_outlives_the_agent_and_ends_with_resume() {
+    let mut agent = Agent::start("[triggers.config_drift]\nsweep = \"1s\"\n");
+    let path = agent.file("app.conf", "good\n");
+    let name = path.to_str().unwrap().to_owned();
+    agent.ok(&["snapshot", &name]);
+    agent.ok(&["pause", &name, "--for", "1h", "--why", "a new release"]);
+    let held = |f: &serde_json::Value| {
+        f["subject"]["name"] == name.as_str()
+            && f["state"] == "holds"
+            && f["remedy"][0]["state"] == "held"
+            && f["remedy"][0]["why"].as_str().is_some_and(|why| why.contains("a new release"))
+    };
+    fs::write(&path, "bad\n").unwrap();
+    agent.wait_firing("held", held);
+    assert!(agent.grace(&["pause", "all", "--for", "1h"]).status.code() == Some(2), "why is needed");
+    assert_eq!(agent.grace(&["resume", "nobody"]).status.code(), Some(1));
+
+    agent.crash();
+    agent.run();
+    let pauses = agent.lines(&["pause", "--json"]);
+    assert_eq!(pauses.len(), 1, "{pauses:?}");
+    assert_eq!(
+        (pauses[0]["subject"].as_str(), pauses[0]["why"].as_str()),
+        (Some(&*name), Some("a new release"))
+    );
+    agent.wait_firing("held again", held);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "bad\n");
+
+    agent.ok(&["resume", &name]);
+    wait_until("the file is restored", || fs::read_to_string(&path).is_ok_and(|text| text == "good\n"));
+    assert!(agent.lines(&["pause", "--json"]).is_empty());
+    let incidents = agent.lines(&["incidents", "--json"]);
+    assert!(incidents.iter().any(|i| i["firings"][0]["subject"]["name"] == name.as_str()), "{incidents:?}");
+}
+
+#[test]
+fn a_quiet_time_rests_repairs_and_says_so() {
+    // All of the day but one minute that is not now.
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let minute =
+        |hours: i64| now.checked_add(jiff::Span::new().hours(hours)).unwrap().strftime("%H:%M").to_string();
+    let quiet = format!(
+        "[[policy.quiet]]\nfrom = \"{}\"\nto = \"{}\"\nzone = \"UTC\"\nwhy = \"batch\"\n",
+        minute(-2),
+        minute(2)
+    );
+    let agent = Agent::start(&quiet);
+    let path = agent.file("app.conf", "good\n");
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    fs::write(&path, "bad\n").unwrap();
+    agent.wait_firing("held", |f| f["remedy"][0]["why"].as_str().is_some_and(|why| why.contains("batch")));
+    let status = agent.json(&["status", "--json"]);
+    assert_eq!(status["pauses"][0]["subject"], "quiet", "{status:#}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "bad\n");
+}

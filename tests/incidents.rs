@@ -144,7 +144,7 @@ fn what_follows_from_a_cause_waits_for_it_and_goes_on_when_it_has_cleared() {
     let (dead, queue) = (process("worker"), process("queue"));
     let mut script = vec![
         vec![holds(dead.clone(), &[], vec![start("worker")])],
-        vec![holds(queue.clone(), &[dead.clone()], vec![stop("queue"), task()])],
+        vec![holds(queue.clone(), std::slice::from_ref(&dead), vec![stop("queue"), task()])],
     ];
     script.resize_with(10, Vec::new);
     script.push(vec![cleared(dead.clone())]);
@@ -165,7 +165,7 @@ fn what_follows_from_a_cause_waits_for_it_and_goes_on_when_it_has_cleared() {
 fn a_cause_may_be_noticed_after_what_follows_from_it() {
     let (dead, queue) = (process("worker"), process("queue"));
     let script = vec![
-        vec![holds(queue.clone(), &[dead.clone()], Vec::new())],
+        vec![holds(queue.clone(), std::slice::from_ref(&dead), Vec::new())],
         vec![holds(dead.clone(), &[], vec![start("worker")])],
     ];
     let mut world = World::new(&Config::default(), script);
@@ -178,8 +178,8 @@ fn a_cause_may_be_noticed_after_what_follows_from_it() {
 fn two_that_depend_on_each_other_have_one_cause() {
     let (a, b) = (process("a"), process("b"));
     let script = vec![
-        vec![holds(a.clone(), &[b.clone()], Vec::new())],
-        vec![holds(b.clone(), &[a.clone()], Vec::new())],
+        vec![holds(a.clone(), std::slice::from_ref(&b), Vec::new())],
+        vec![holds(b.clone(), std::slice::from_ref(&a), Vec::new())],
     ];
     let mut world = World::new(&Config::default(), script);
     world.pass(3);
@@ -191,7 +191,7 @@ fn a_cause_that_never_clears_does_not_hold_what_follows_for_good() {
     let (dead, queue) = (process("worker"), process("queue"));
     let script = vec![
         vec![holds(dead.clone(), &[], Vec::new())],
-        vec![holds(queue.clone(), &[dead.clone()], vec![stop("queue")])],
+        vec![holds(queue.clone(), std::slice::from_ref(&dead), vec![stop("queue")])],
     ];
     let mut world = World::new(&Config::default(), script);
     world.pass(300);
