@@ -67,7 +67,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         2 => file.clone().prop_map(|path| Kind::FileKnown { path, known: known() }),
         1 => file.prop_map(|path| Kind::FileForgotten { path }),
         2 => (process.clone(), policy, proptest::option::of(1..9u32))
-            .prop_map(|(name, policy, pid)| Kind::ProcessDeclared { name, policy, pid }),
+            .prop_map(|(name, policy, pid)| Kind::ProcessDeclared { name, policy, importance: 50, pid }),
         3 => (process.clone(), 1..9u32, 0..3i32, any::<bool>()).prop_map(|(name, pid, code, asked_for)| {
             let exit = Exit { code: Some(code), asked_for, ..Exit::default() };
             Kind::ProcessExited { name, pid, exit, stderr_tail: vec!["x".into()] }
@@ -178,7 +178,7 @@ proptest! {
     #[test]
     fn the_restart_budget_holds(exits in proptest::collection::vec(0..3_000u64, 1..60), burst in 0..4u32) {
         let policy = RestartPolicy { burst, interval_ms: 10_000, backoff_ms: 1, backoff_max_ms: 10, stable_ms: 5_000, restart: Restart::Always };
-        let mut stream = vec![(0, Kind::ProcessDeclared { name: "p".into(), policy, pid: Some(1) })];
+        let mut stream = vec![(0, Kind::ProcessDeclared { name: "p".into(), policy, importance: 50, pid: Some(1) })];
         for gap in exits {
             let exit = Exit { code: Some(1), ..Exit::default() };
             stream.push((gap, Kind::ProcessExited { name: "p".into(), pid: 2, exit, stderr_tail: Vec::new() }));
@@ -283,7 +283,7 @@ fn a_panicking_trigger_is_disabled_alone() {
         }
     }
     let config = Config::default();
-    let mut triggers = grace_agent::triggers::all(&config.triggers);
+    let mut triggers = grace_agent::triggers::all(&config);
     triggers.insert(0, Box::new(Bad));
     let mut engine = Engine::with_triggers(&config, triggers);
     let at = Timestamp(5);
@@ -301,7 +301,7 @@ fn a_panicking_trigger_is_disabled_alone() {
     assert!(fired.contains(&("bad", State::Happened)), "{fired:?}");
     assert!(fired.contains(&("config_drift", State::Holds)), "{fired:?}");
     let works: Vec<bool> = engine.duties().iter().map(|d| d.works).collect();
-    assert_eq!(works, [false, true, true]);
+    assert!(!works[0] && works[1..].iter().all(|works| *works), "{works:?}");
 }
 
 /// A disk that was full for an hour does not leave a file broken for good.

@@ -15,7 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
-    ("config", &["event"]),
+    ("config", &["action", "event"]),
     // Judgement: pure.
     ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
     ("policy", &["action", "config", "event", "firing"]),
@@ -64,6 +64,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "actions",
         &[
+            "action",
             "actions",
             "clock",
             "config",

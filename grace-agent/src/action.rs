@@ -42,6 +42,18 @@ pub enum Action {
         /// Its name.
         name: String,
     },
+    /// Take load of a declared process off the host, until it is given back.
+    ShedLoad {
+        /// Its name.
+        process: String,
+        /// How hard.
+        step: Shed,
+    },
+    /// Give a declared process back what was shed. Never held.
+    GiveBack {
+        /// Its name.
+        process: String,
+    },
     /// Hand the problem to a coding agent or a person, with the evidence.
     FileTask {
         /// What is to be done, in Grace's own words: never text from a log, path or process.
@@ -60,6 +72,8 @@ impl Action {
             Self::AcceptFile { .. } => "accept_file",
             Self::StartProcess { .. } => "start_process",
             Self::StopProcess { .. } => "stop_process",
+            Self::ShedLoad { .. } => "shed_load",
+            Self::GiveBack { .. } => "give_back",
             Self::FileTask { .. } => "file_task",
         }
     }
@@ -75,6 +89,18 @@ impl Action {
 #[must_use]
 pub fn changes_host(verb: &str) -> bool {
     !matches!(verb, "file_task" | "accept_file")
+}
+
+/// How hard load is shed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shed {
+    /// The lowest priority.
+    Throttle,
+    /// Stopped: it keeps its memory and does nothing.
+    Freeze,
+    /// Ended, and started again when there is room.
+    Terminate,
 }
 
 /// An admitted action, on its way to `actions/`.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::action::Shed;
 use crate::event::{Restart, RestartPolicy};
 
 mod describe;
@@ -47,6 +48,8 @@ pub struct Config {
     pub record: Record,
     /// The kernel side.
     pub probes: Probes,
+    /// When the host is nearly used up, and what is done then.
+    pub pressure: Pressure,
 }
 
 /// A process that Grace starts and supervises.
@@ -311,6 +314,74 @@ impl Default for Probes {
             slow_at_least: Span::millis(10),
             slow_rate: 100,
         }
+    }
+}
+
+/// When a resource of the host is nearly used up, in percent of all there is, and what is done then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pressure {
+    /// Busy processors. Default 90.
+    pub cpu: f64,
+    /// Memory that is not available. Default 85.
+    pub memory: f64,
+    /// Swap in use. Default 90.
+    pub swap: f64,
+    /// Time in which nothing got on for want of memory (PSI full, 10 s). Default 10.
+    pub memory_stall: f64,
+    /// Time in which nothing got on for want of I/O (PSI full, 10 s). Default 60.
+    pub io_stall: f64,
+    /// Open files of the system's table. Default 90.
+    pub files: f64,
+    /// Process ids. Default 90.
+    pub pids: f64,
+    /// Space of a local file system. Default 95.
+    pub disk: f64,
+    /// Inodes of a local file system. Default 95.
+    pub inodes: f64,
+    /// How long without a break before it fires, and as long before it clears. Default `30s`.
+    pub sustained: Span,
+    /// So many points below the limit before it clears. Default 5.
+    pub margin: f64,
+    /// How load is shed, gentlest first; `[]`: not at all. Default `["throttle", "freeze", "terminate"]`.
+    pub steps: Vec<Shed>,
+}
+
+impl Default for Pressure {
+    fn default() -> Self {
+        Self {
+            cpu: 90.0,
+            memory: 85.0,
+            swap: 90.0,
+            memory_stall: 10.0,
+            io_stall: 60.0,
+            files: 90.0,
+            pids: 90.0,
+            disk: 95.0,
+            inodes: 95.0,
+            sustained: Span::secs(30),
+            margin: 5.0,
+            steps: vec![Shed::Throttle, Shed::Freeze, Shed::Terminate],
+        }
+    }
+}
+
+impl Pressure {
+    /// The limit of `resource`, in percent; none: not known.
+    #[must_use]
+    pub fn limit(&self, resource: &str) -> Option<f64> {
+        Some(match resource {
+            "cpu" => self.cpu,
+            "memory" => self.memory,
+            "swap" => self.swap,
+            "memory_stall" => self.memory_stall,
+            "io_stall" => self.io_stall,
+            "files" => self.files,
+            "pids" => self.pids,
+            disk if disk.starts_with("disk ") => self.disk,
+            inodes if inodes.starts_with("inodes ") => self.inodes,
+            _ => return None,
+        })
     }
 }
 

@@ -96,7 +96,7 @@ impl Engine {
     /// An engine with all triggers, set as `config` says.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self::with_triggers(config, triggers::all(&config.triggers))
+        Self::with_triggers(config, triggers::all(config))
     }
 
     /// An engine with these triggers.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::action::Outcome;
+use crate::action::{Outcome, Shed};
 use crate::config::Mode;
 use crate::file_state::{FileState, KnownGood};
 use crate::firing::Scope;
@@ -94,6 +94,9 @@ pub enum Kind {
         name: String,
         /// How often it may be started again; see config.
         policy: RestartPolicy,
+        /// 0 is shed first, 100 never.
+        #[serde(default = "middling")]
+        importance: u8,
         /// The process id where it already runs (adopted), or ran when the agent last stopped.
         pid: Option<u32>,
     },
@@ -177,11 +180,42 @@ pub enum Kind {
         /// Why, in the words of whoever asked.
         why: String,
     },
+    /// How full the resources of the host are.
+    Pressure {
+        /// Of those that were sampled.
+        readings: Vec<Reading>,
+    },
+    /// Load of a declared process was taken off the host.
+    LoadShed {
+        /// Its name.
+        process: String,
+        /// How.
+        step: Shed,
+    },
+    /// A declared process has back what was shed.
+    LoadGivenBack {
+        /// Its name.
+        process: String,
+    },
     /// A pause ends early.
     Unpaused {
         /// Which.
         scope: Scope,
     },
+}
+
+/// Importance of a process in recordings that do not tell.
+fn middling() -> u8 {
+    50
+}
+
+/// How full a resource of the host is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// `cpu`, `memory`, `swap`, `memory_stall`, `io_stall`, `files`, `pids`, `disk /var`, `inodes /var`.
+    pub resource: String,
+    /// Of all there is, in percent; of a stall, of the time.
+    pub percent: f64,
 }
 
 /// How a change was noticed.

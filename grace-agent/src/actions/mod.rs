@@ -2,4 +2,5 @@
 
 pub mod quarantine;
 pub mod restore_file;
+pub mod shed_load;
 pub mod start_process;

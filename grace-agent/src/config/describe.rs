@@ -151,6 +151,7 @@ mod tests {
         let mut wanted = Config::default();
         // Not set by default: switched on it is the example.
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
+        wanted.policy.quiet.clone_from(&on.policy.quiet);
         assert!(wanted.triggers.health_gap.spinning.is_some());
         assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
         assert_eq!((on.process.len(), on.file.len()), (1, 1));

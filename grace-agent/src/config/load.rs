@@ -234,6 +234,31 @@ impl Config {
             }
         }
 
+        let pressure = |key| [Step::Key("pressure"), Step::Key(key)];
+        let set = &self.pressure;
+        for (key, percent) in [
+            ("cpu", set.cpu),
+            ("memory", set.memory),
+            ("swap", set.swap),
+            ("memory_stall", set.memory_stall),
+            ("io_stall", set.io_stall),
+            ("files", set.files),
+            ("pids", set.pids),
+            ("disk", set.disk),
+            ("inodes", set.inodes),
+        ] {
+            if !(percent > set.margin && percent <= 100.0) {
+                out.push(
+                    &pressure(key),
+                    "must be above `margin`, and at most 100 percent (100: never fires)",
+                );
+            }
+        }
+        if !(0.0..=50.0).contains(&set.margin) {
+            out.push(&pressure("margin"), "must be from 0 to 50 points");
+        }
+        out.longer_than_zero(&pressure("sustained"), set.sustained);
+
         if !(0.0..=100.0).contains(&self.probes.budget_percent) {
             let at = [Step::Key("probes"), Step::Key("budget_percent")];
             out.push(&at, "must be a share of one core between 0 and 100");

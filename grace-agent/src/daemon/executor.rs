@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::gate::Gate;
-use crate::action::{Action, Order, Outcome};
+use crate::action::{Action, Order, Outcome, Shed};
 use crate::actions::restore_file::{self, Restored};
+use crate::actions::shed_load::{self, Taken};
 use crate::actions::start_process::{self, Started};
 use crate::clock;
 use crate::config::Process;
@@ -82,6 +83,8 @@ impl Executor {
             }
             Action::AcceptFile { path, reason } => self.accept(path, reason),
             Action::StartProcess { name } => self.start(name),
+            Action::ShedLoad { process, step } => self.shed(process, *step),
+            Action::GiveBack { process } => self.give_back(process),
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
             Action::FileTask { title, acceptance } => {
                 self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
@@ -142,6 +145,41 @@ impl Executor {
                 Err(why)
             }
         }
+    }
+
+    fn shed(&self, name: &str, step: Shed) -> Result<String, String> {
+        let Some((pid, _)) = self.processes.running(name) else { return Err("does not run".to_owned()) };
+        shed_load::note(&self.running, name, step).map_err(|err| chain(&err))?;
+        // Said first: that it makes no progress from now on is no news.
+        self.send(Kind::LoadShed { process: name.to_owned(), step });
+        let done = match step {
+            Shed::Throttle => shed_load::throttle(pid).map(|()| "has the lowest priority"),
+            Shed::Freeze => shed_load::freeze(pid).map(|()| "is stopped"),
+            Shed::Terminate => {
+                // A stopped process would not hear that it shall end.
+                let nothing = Taken::default();
+                shed_load::give_back(pid, &nothing).map_err(|err| chain(&err))?;
+                self.stop(name)?;
+                Ok("has ended")
+            }
+        };
+        done.map(|done| format!("{name} {done}, until there is room")).map_err(|err| chain(&err))
+    }
+
+    fn give_back(&self, name: &str) -> Result<String, String> {
+        let Some(taken) = shed_load::taken(&self.running, name) else {
+            return Ok("nothing was taken".to_owned());
+        };
+        let done = match self.processes.running(name) {
+            Some((pid, _)) => {
+                shed_load::give_back(pid, &taken).map(|()| "runs on").map_err(|err| chain(&err))?
+            }
+            None if taken.terminated => self.start(name).map(|_runs| "runs again")?,
+            None => "does not run",
+        };
+        shed_load::forget(&self.running, name);
+        self.send(Kind::LoadGivenBack { process: name.to_owned() });
+        Ok(format!("{name} {done}"))
     }
 
     /// Watches a process that runs.

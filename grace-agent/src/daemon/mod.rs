@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 
 use crate::actions::restore_file;
+use crate::actions::shed_load;
 use crate::actions::start_process::{self, Adopted};
 use crate::api::server;
 use crate::api::view::{ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, SourceView};
@@ -201,6 +202,7 @@ fn serve(
     let probe_settings = Arc::new(Mutex::new(config.probes.clone()));
     let quiet = Arc::new(Mutex::new(config.policy.quiet.clone()));
     let upkeep = Upkeep {
+        pressure: config.pressure.clone(),
         quiet: Arc::clone(&quiet),
         kernel: probes.clone().zip(reader.clone()),
         executor: Arc::clone(&executor),
@@ -400,28 +402,40 @@ fn recover(store: &Store, state: &StateDir, journal: &Journal) -> Vec<String> {
 /// Owns `process` from now on: adopts it where an earlier agent started it.
 fn declare(executor: &Executor, process: Process) {
     let name = process.name.clone();
-    let policy = process.restart_policy();
+    let (policy, importance) = (process.restart_policy(), process.importance);
     if lock(&executor.specs).insert(name.clone(), process).is_some() {
         executor.send(Kind::ProcessDeclared {
             name: name.clone(),
             policy,
+            importance,
             pid: executor.processes.running(&name).map(|r| r.0),
         });
         return;
     }
+    let taken = shed_load::taken(&executor.running, &name);
+    shed_load::forget(&executor.running, &name);
     match start_process::adopt(&name, &executor.logs, &executor.running, &executor.boot_id) {
         Adopted::Runs(started) => {
-            executor.send(Kind::ProcessDeclared { name: name.clone(), policy, pid: Some(started.pid) });
+            // An earlier agent shed it and did not live to give it back; whether there is pressure is found out anew.
+            if let Some(Err(err)) = taken.map(|taken| shed_load::give_back(started.pid, &taken)) {
+                tracing::error!(process = %name, why = %chain(&err), "what was shed cannot be given back");
+            }
+            executor.send(Kind::ProcessDeclared {
+                name: name.clone(),
+                policy,
+                importance,
+                pid: Some(started.pid),
+            });
             if let Err(why) = executor.watch(&name, started.pid, started.pidfd, started.stderr) {
                 tracing::error!(process = %name, %why, "adopted");
             }
         }
         Adopted::Ended(pid) => {
-            executor.send(Kind::ProcessDeclared { name: name.clone(), policy, pid: Some(pid) });
+            executor.send(Kind::ProcessDeclared { name: name.clone(), policy, importance, pid: Some(pid) });
             let exit = executor.processes.ended_unseen(pid);
             executor.send(Kind::ProcessExited { name, pid, exit, stderr_tail: Vec::new() });
         }
-        Adopted::Never => executor.send(Kind::ProcessDeclared { name, policy, pid: None }),
+        Adopted::Never => executor.send(Kind::ProcessDeclared { name, policy, importance, pid: None }),
     }
 }
 

@@ -13,10 +13,12 @@ use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::Stopwatch;
 use crate::config;
+use crate::event::{Kind, Reading};
 use crate::host;
 use crate::sources::ebpf::latency::Governor;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
+use crate::sources::pressure::Sampler;
 
 /// Period of the thread.
 const TICK: Duration = Duration::from_secs(1);
@@ -27,6 +29,11 @@ const COST_AT: u64 = 3;
 const SELF_TEST_EVERY: u64 = 3600;
 /// Seconds between looks at the progress of processes, and between lessons of what is slow for them.
 const PROGRESS_EVERY: u64 = 5;
+/// Seconds between samples of the host's pressure, and of its disks.
+const PRESSURE_EVERY: u64 = 2;
+const DISKS_EVERY: u64 = 10;
+/// Seconds after which a reading far from its limit is told again.
+const CALM_EVERY: u64 = 60;
 /// Seconds between looks at the wall clock for quiet times: it may be set at any moment.
 const QUIET_EVERY: u64 = 5;
 /// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
@@ -43,6 +50,7 @@ pub(super) struct Upkeep {
     pub(super) latency: Arc<Mutex<LatencyView>>,
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
+    pub(super) pressure: config::Pressure,
     pub(super) stop: Arc<AtomicBool>,
     /// A folder of the agent's own.
     pub(super) scratch: std::path::PathBuf,
@@ -55,6 +63,7 @@ impl Upkeep {
         let mut timer = Timer { governor: Governor::new(settings.clone()), calls: None, settings };
         let mut sample: Option<Sample> = None;
         let mut cpu = (cpu_ns(), Stopwatch::start());
+        let (mut sampler, mut told) = (Sampler::default(), Told::default());
         let mut second = 0;
         while !self.stop.load(Ordering::Acquire) {
             let on = match &self.kernel {
@@ -84,6 +93,16 @@ impl Upkeep {
             // What is slow from the first call on needs no lesson, so it is set at once.
             if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
                 self.executor.processes.learn_slow(&timer.settings);
+            }
+            if second % PRESSURE_EVERY == 0 {
+                let mut readings = sampler.quick();
+                if second % DISKS_EVERY == 0 {
+                    readings.extend(sampler.disks());
+                }
+                let readings = told.news(readings, &self.pressure, second);
+                if !readings.is_empty() {
+                    self.executor.send(Kind::Pressure { readings });
+                }
             }
             if second % QUIET_EVERY == 0 {
                 let quiet = lock(&self.quiet).clone();
@@ -151,6 +170,31 @@ impl Upkeep {
                 tracing::warn!(process = %name, %err, "its captured log cannot be cut");
             }
         }
+    }
+}
+
+/// Which readings are news: those near their limit always, the others once in a while. What is far from its limit need
+/// not wake the engine every two seconds.
+#[derive(Default)]
+struct Told {
+    /// Until which second a reading is followed closely: while it is near, and long enough after to be seen clear.
+    close: std::collections::BTreeMap<String, u64>,
+}
+
+impl Told {
+    fn news(&mut self, mut readings: Vec<Reading>, limits: &config::Pressure, second: u64) -> Vec<Reading> {
+        let settle = limits.sustained.get().as_secs() + 2 * DISKS_EVERY;
+        self.close.retain(|_, until| *until > second);
+        readings.retain(|reading| {
+            let near = limits
+                .limit(&reading.resource)
+                .is_some_and(|limit| reading.percent > limit - 2.0 * limits.margin);
+            if near {
+                self.close.insert(reading.resource.clone(), second + settle);
+            }
+            second.is_multiple_of(CALM_EVERY) || self.close.contains_key(&reading.resource)
+        });
+        readings
     }
 }
 

@@ -6,7 +6,7 @@
 //! what no hook can see. A hint is never believed: the file is looked at, and only what was seen is reported. One
 //! thread owns all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,8 @@ const WHILE_MAPPED: Duration = Duration::from_secs(1);
 /// clock may have been slewed since.
 const TOUCH_APART: u128 = 500_000_000;
 
-/// Of so many processes that dirtied a file it is asked whether they have it mapped.
-const TOUCHED_BY: usize = 8;
+/// So many processes that dirtied a file are remembered.
+const TOUCHES: usize = 8;
 
 /// What the thread is told.
 enum Message {
@@ -168,8 +168,9 @@ struct Watched {
     /// The inode that is watched, as the kernel knows it.
     identity: Option<Identity>,
     marked: Option<FileId>,
-    /// Processes that dirtied it and were not looked at yet.
-    touched_by: BTreeSet<u32>,
+    /// Who dirtied it of late, as the probe told: the kernel remembers only the last one on each processor, and a reader
+    /// may have come after the writer.
+    touches: VecDeque<Touch>,
     /// One of them that had it mapped shared and writable when last looked.
     mapper: Option<u32>,
     /// As of the last look.
@@ -360,7 +361,7 @@ impl Watcher {
                     reported: None,
                     identity: None,
                     marked: None,
-                    touched_by: BTreeSet::new(),
+                    touches: VecDeque::new(),
                     mapper: None,
                     stamp: None,
                     writer: None,
@@ -396,9 +397,13 @@ impl Watcher {
                         let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
                         watched.writer = Some(Suspect { actor, at: now, sure, told_after: false });
                     }
-                    if watched.touched_by.len() < TOUCHED_BY {
-                        watched.touched_by.insert(record.task.tgid);
-                    }
+                    watched.touches.retain(|touch| touch.task.tgid != record.task.tgid);
+                    watched.touches.truncate(TOUCHES - 1);
+                    watched.touches.push_front(Touch {
+                        at_ns: record.header.at_ns,
+                        count: 1,
+                        task: record.task,
+                    });
                     watched.due.insert((now, rank));
                     watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
                 }
@@ -460,9 +465,17 @@ impl Watcher {
     fn last_touch(&self, path: &Path, identity: Option<Identity>) -> Option<Actor> {
         let probes = self.probes.as_deref()?;
         let last = identity.and_then(|i| i.key).and_then(|key| probes.last_touch(key));
-        let touch = last.into_iter().chain(probes.touch_of_replaced(path)).max_by_key(|touch| touch.at_ns)?;
-        let theirs = touch.task.tgid != std::process::id() && touched_then(&touch, path);
-        theirs.then(|| Actor {
+        let told = self.files.get(path).map(|watched| watched.touches.iter().copied());
+        let touch = told
+            .into_iter()
+            .flatten()
+            .chain(last)
+            .chain(probes.touch_of_replaced(path))
+            .filter(|touch| touch.task.tgid != std::process::id())
+            .filter_map(|touch| Some((apart(&touch, path)?, touch)))
+            .min_by_key(|(apart, _)| *apart)?
+            .1;
+        Some(Actor {
             inferred: Some(Inferred::LastTouch),
             ..actor(Some(probes), touch.task.tgid, Some(&touch.task))
         })
@@ -502,7 +515,7 @@ impl Watcher {
         let known = watched.known.clone();
         let (mut marked, mut identity, mut mapper) = (watched.marked, watched.identity, watched.mapper);
         let last_hint = watched.due.is_empty();
-        let touched_by = if last_hint { std::mem::take(&mut watched.touched_by) } else { BTreeSet::new() };
+        let touched_by: Vec<u32> = watched.touches.iter().map(|touch| touch.task.tgid).collect();
         let mut state = look(path, Some(&known));
         // A new object at the path must be watched before it is judged, or a change between the two is missed. On an
         // overlay the first write makes one without changing its number.
@@ -647,16 +660,18 @@ fn by_number(id: FileId) -> Option<Identity> {
     Some(Identity { key: Some(key), generation: None, shown: None, overlaid: false })
 }
 
-/// Whether `touch` was when the file at `path` changed last: its change time is set by the same system call. A file that
-/// is gone has none.
-fn touched_then(touch: &Touch, path: &Path) -> bool {
-    let Ok(stat) = rustix::fs::lstat(path) else { return true };
+/// How far `touch` is from the last change of the file at `path`, where they may be one: its change time is set by the
+/// same system call. A file that is gone has none: then the last touch is the nearest.
+fn apart(touch: &Touch, path: &Path) -> Option<u128> {
+    let now = clock::boottime();
+    let Ok(stat) = rustix::fs::lstat(path) else {
+        return Some(u128::from(now.0.saturating_sub(touch.at_ns)));
+    };
     let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let nanos = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-    let touched =
-        nanos(wall.tv_sec, wall.tv_nsec) - i128::from(clock::boottime().0) + i128::from(touch.at_ns);
+    let touched = nanos(wall.tv_sec, wall.tv_nsec) - i128::from(now.0) + i128::from(touch.at_ns);
     let changed = nanos(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0));
-    (touched - changed).unsigned_abs() < TOUCH_APART
+    Some((touched - changed).unsigned_abs()).filter(|apart| *apart < TOUCH_APART)
 }
 
 fn stamp_of(path: &Path) -> Option<Stamp> {

@@ -11,6 +11,7 @@ pub mod lineage;
 pub mod look;
 mod mapped;
 mod marks;
+pub mod pressure;
 pub mod processes;
 mod progress;
 pub mod who;

@@ -95,7 +95,7 @@ impl Trigger for HealthGap {
         let now = event.at;
         let mut out = Vec::new();
         match &event.kind {
-            Kind::ProcessDeclared { name, policy, pid } => match self.processes.get_mut(name) {
+            Kind::ProcessDeclared { name, policy, pid, .. } => match self.processes.get_mut(name) {
                 Some(process) => process.policy = policy.clone(),
                 None => {
                     self.processes.insert(name.clone(), Process::new(policy.clone(), *pid));

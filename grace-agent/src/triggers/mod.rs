@@ -3,6 +3,7 @@
 
 pub mod config_drift;
 pub mod health_gap;
+pub mod resource_pressure;
 
 use crate::config;
 use crate::event::{Actor, Event, Inferred, Timestamp};
@@ -44,17 +45,19 @@ pub trait Trigger: Send {
 
 /// All triggers, in the order in which they judge.
 #[must_use]
-pub fn all(config: &config::Triggers) -> Vec<Box<dyn Trigger>> {
+pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
+    let set = &config.triggers;
     vec![
-        Box::new(health_gap::HealthGap::new(config.health_gap.clone())),
-        Box::new(config_drift::ConfigDrift::new(config.config_drift.clone())),
+        Box::new(health_gap::HealthGap::new(set.health_gap.clone())),
+        Box::new(config_drift::ConfigDrift::new(set.config_drift.clone())),
+        Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
     ]
 }
 
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC]
+    vec![&health_gap::SPEC, &config_drift::SPEC, &resource_pressure::SPEC]
 }
 
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.

@@ -1,0 +1,339 @@
+//! `resource_pressure`: the host runs out of something.
+//!
+//! Sees `Pressure`. Fires when a resource has been above its limit without a break for `sustained`; clears when it was
+//! seen `margin` points below the limit for as long. Remedy for processors and memory: shed load of the least important
+//! declared processes, gently first, and give it back in reverse when the pressure is gone. A full disk or table cannot
+//! be shed: that is a task.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Spec, Trigger};
+use crate::action::{Action, Shed};
+use crate::config;
+use crate::event::{Event, Kind, Reading, Timestamp};
+use crate::firing::{Finding, Subject, Verdict};
+
+/// What this trigger is.
+pub static SPEC: Spec = Spec {
+    name: "resource_pressure",
+    summary: "processors, memory, disks or tables of the host are nearly used up",
+    help: "Samples processors, memory, swap, stalls (PSI), open files, process ids, and space and inodes of local file \
+           systems. Fires when one has been above its limit ([pressure]) without a break for `sustained`. Where load \
+           can help it sheds load: of the declared processes the least important ones first (`importance`, 100 never), \
+           step by step as `[pressure] steps` says: throttle (lowest priority), freeze (stopped), terminate. Clears when \
+           the reading was `margin` points below the limit for as long as it took to fire; what was shed is given back \
+           then, the last first. Not seen is neither: without samples it keeps its verdict.",
+    subjects: "resources of the host",
+    remedy: "shed load: throttle → freeze → terminate the least important → task",
+    needs: "/proc; PSI (psi=1) for stalls",
+    evidence: &[],
+};
+
+/// Resources followed at most: mounts are named by whoever mounts.
+const RESOURCES_MAX: usize = 256;
+
+/// Processes that are shed for one firing at most.
+const VICTIMS_MAX: usize = 8;
+
+/// The trigger.
+pub struct ResourcePressure {
+    settings: config::Pressure,
+    resources: BTreeMap<String, Resource>,
+    /// Importance of each declared process.
+    processes: BTreeMap<String, u8>,
+    /// What was shed, in order.
+    shed: Vec<(String, Shed)>,
+}
+
+/// A resource.
+#[derive(Default)]
+struct Resource {
+    /// Since when it has been above its limit without a break.
+    over: Option<Timestamp>,
+    /// Since when it has been well below, while it fires.
+    under: Option<Timestamp>,
+    /// Highest reading since it was last below.
+    peak: f64,
+    fires: bool,
+}
+
+impl ResourcePressure {
+    /// Without resources.
+    #[must_use]
+    pub fn new(settings: config::Pressure) -> Self {
+        Self { settings, resources: BTreeMap::new(), processes: BTreeMap::new(), shed: Vec::new() }
+    }
+
+    fn judge(&mut self, reading: &Reading, now: Timestamp) -> Vec<Verdict> {
+        let Some(limit) = self.settings.limit(&reading.resource).filter(|_| reading.percent.is_finite())
+        else {
+            return Vec::new();
+        };
+        let sustained = self.settings.sustained.get();
+        if !self.resources.contains_key(&reading.resource) && self.resources.len() >= RESOURCES_MAX {
+            return Vec::new();
+        }
+        let resource = self.resources.entry(reading.resource.clone()).or_default();
+        if reading.percent > limit {
+            resource.under = None;
+            resource.peak = resource.peak.max(reading.percent);
+            let since = *resource.over.get_or_insert(now);
+            if !resource.fires && now.since(since) >= sustained {
+                resource.fires = true;
+                let peak = resource.peak;
+                return vec![Verdict::Holds(Box::new(self.finding(reading, limit, peak, since)))];
+            }
+            return Vec::new();
+        }
+        resource.over = None;
+        if !resource.fires {
+            resource.peak = 0.0;
+            return Vec::new();
+        }
+        if reading.percent > limit - self.settings.margin {
+            // Between the two marks nothing is decided.
+            resource.under = None;
+            return Vec::new();
+        }
+        let since = *resource.under.get_or_insert(now);
+        if now.since(since) < sustained {
+            return Vec::new();
+        }
+        *resource = Resource::default();
+        let how = format!("{} % for {}", reading.percent, humantime::format_duration(sustained));
+        let mut out = vec![Verdict::Cleared(Subject::Host(reading.resource.clone()), how)];
+        if can_shed(&reading.resource) && !self.resources.iter().any(|(name, r)| r.fires && can_shed(name)) {
+            out.extend(self.give_back());
+        }
+        out
+    }
+
+    /// Everything that was shed, the last first.
+    fn give_back(&self) -> Vec<Verdict> {
+        let mut names: Vec<&String> = Vec::new();
+        for (name, _) in self.shed.iter().rev() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+            .into_iter()
+            .map(|name| {
+                Verdict::Wants(Subject::Process(name.clone()), Action::GiveBack { process: name.clone() })
+            })
+            .collect()
+    }
+
+    fn finding(&self, reading: &Reading, limit: f64, peak: f64, since: Timestamp) -> Finding {
+        let resource = &reading.resource;
+        let mut remedy = Vec::new();
+        if can_shed(resource) {
+            let mut victims: Vec<(&u8, &String)> = self
+                .processes
+                .iter()
+                .filter(|(_, importance)| **importance < 100)
+                .map(|(name, importance)| (importance, name))
+                .collect();
+            victims.sort();
+            victims.truncate(VICTIMS_MAX);
+            // Every one is asked gently before any is asked harder.
+            for step in &self.settings.steps {
+                for (_, name) in &victims {
+                    remedy.push(Action::ShedLoad { process: (*name).clone(), step: *step });
+                }
+            }
+        }
+        remedy.push(Action::FileTask {
+            title: match can_shed(resource) {
+                true => "Find out what uses this host up, and make it use less or the host larger".into(),
+                false => "Free what is nearly used up on this host, or raise its limit".into(),
+            },
+            acceptance: "resource_pressure stays clear for an hour".into(),
+        });
+        Finding {
+            subject: Subject::Host(resource.clone()),
+            since,
+            summary: format!("{} is at {} %", resource.escape_debug(), reading.percent),
+            measured: format!("{} %, at most {peak} % since it began", reading.percent),
+            threshold: format!("{limit} % for {}", humantime::format_duration(self.settings.sustained.get())),
+            baseline: format!("below {} %", limit - self.settings.margin),
+            writer: None,
+            noticed_by: None,
+            evidence: Vec::new(),
+            remedy,
+            delay: Duration::ZERO,
+            hold: None,
+            depends_on: Vec::new(),
+        }
+    }
+}
+
+impl Trigger for ResourcePressure {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn subjects(&self) -> usize {
+        self.resources.len()
+    }
+
+    fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
+        match &event.kind {
+            Kind::Pressure { readings } => {
+                readings.iter().flat_map(|reading| self.judge(reading, event.at)).collect()
+            }
+            Kind::ProcessDeclared { name, importance, .. } => {
+                self.processes.insert(name.clone(), *importance);
+                Vec::new()
+            }
+            Kind::ProcessForgotten { name } => {
+                self.processes.remove(name);
+                self.shed.retain(|(shed, _)| shed != name);
+                Vec::new()
+            }
+            Kind::LoadGivenBack { process } => {
+                self.shed.retain(|(shed, _)| shed != process);
+                Vec::new()
+            }
+            Kind::LoadShed { process, step } => {
+                self.shed.push((process.clone(), *step));
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Whether less load helps.
+fn can_shed(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory" | "swap" | "memory_stall" | "io_stall" | "pids" | "files")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Span;
+    use crate::event::RestartPolicy;
+
+    fn trigger() -> ResourcePressure {
+        let settings = config::Pressure {
+            sustained: Span::secs(10),
+            cpu: 90.0,
+            margin: 5.0,
+            ..config::Pressure::default()
+        };
+        ResourcePressure::new(settings)
+    }
+
+    fn cpu(trigger: &mut ResourcePressure, second: u64, percent: f64) -> Vec<Verdict> {
+        let readings = vec![Reading { resource: "cpu".into(), percent }];
+        trigger.on_event(&Event { at: Timestamp(second * 1_000_000_000), kind: Kind::Pressure { readings } })
+    }
+
+    fn declare(trigger: &mut ResourcePressure, name: &str, importance: u8) {
+        let policy = RestartPolicy {
+            burst: 5,
+            interval_ms: 1,
+            backoff_ms: 1,
+            backoff_max_ms: 1,
+            stable_ms: 1,
+            restart: crate::event::Restart::Always,
+        };
+        let kind = Kind::ProcessDeclared { name: name.into(), policy, pid: Some(1), importance };
+        trigger.on_event(&Event { at: Timestamp(0), kind });
+    }
+
+    #[test]
+    fn a_peak_does_not_fire_and_a_plateau_does_once() {
+        let mut t = trigger();
+        for second in 0..9 {
+            assert_eq!(cpu(&mut t, second, 99.0), []);
+        }
+        assert_eq!(cpu(&mut t, 9, 80.0), [], "a break: it begins anew");
+        for second in 10..20 {
+            assert_eq!(cpu(&mut t, second, 99.0), []);
+        }
+        assert!(matches!(cpu(&mut t, 20, 99.0)[..], [Verdict::Holds(_)]));
+        assert_eq!(cpu(&mut t, 21, 99.0), [], "said once");
+    }
+
+    #[test]
+    fn exactly_the_limit_is_not_above_it_and_what_is_no_number_is_nothing() {
+        let mut t = trigger();
+        for second in 0..60 {
+            for percent in [90.0, f64::NAN, f64::INFINITY] {
+                assert_eq!(cpu(&mut t, second, percent), []);
+            }
+        }
+    }
+
+    #[test]
+    fn it_clears_below_the_margin_only_and_never_by_silence() {
+        let mut t = trigger();
+        cpu(&mut t, 0, 95.0);
+        cpu(&mut t, 10, 95.0);
+        for second in 11..100 {
+            assert_eq!(cpu(&mut t, second, 88.0), [], "between the marks");
+        }
+        let tick = Event { at: Timestamp(5_000_000_000_000), kind: Kind::Tick };
+        assert_eq!(t.on_event(&tick), []);
+        cpu(&mut t, 6000, 80.0);
+        assert!(
+            matches!(&cpu(&mut t, 6010, 80.0)[..], [Verdict::Cleared(Subject::Host(name), _)] if name == "cpu")
+        );
+    }
+
+    #[test]
+    fn the_least_important_is_asked_gently_first_and_gets_it_back() {
+        let mut t = trigger();
+        declare(&mut t, "database", 100);
+        declare(&mut t, "trainer", 10);
+        declare(&mut t, "batch", 1);
+        cpu(&mut t, 0, 95.0);
+        let verdicts = cpu(&mut t, 10, 95.0);
+        let [Verdict::Holds(finding)] = &verdicts[..] else { panic!("{verdicts:?}") };
+        let steps: Vec<String> = finding
+            .remedy
+            .iter()
+            .map(|action| match action {
+                Action::ShedLoad { process, step } => format!("{step:?} {process}"),
+                other => other.name().to_owned(),
+            })
+            .collect();
+        let expected = [
+            "Throttle batch",
+            "Throttle trainer",
+            "Freeze batch",
+            "Freeze trainer",
+            "Terminate batch",
+            "Terminate trainer",
+            "file_task",
+        ];
+        assert_eq!(steps, expected);
+        for (process, step) in
+            [("batch", Shed::Throttle), ("trainer", Shed::Throttle), ("batch", Shed::Freeze)]
+        {
+            let kind = Kind::LoadShed { process: process.into(), step };
+            t.on_event(&Event { at: Timestamp(11_000_000_000), kind });
+        }
+        cpu(&mut t, 20, 10.0);
+        let verdicts = cpu(&mut t, 30, 10.0);
+        let back: Vec<&Action> = verdicts
+            .iter()
+            .filter_map(|v| if let Verdict::Wants(_, action) = v { Some(action) } else { None })
+            .collect();
+        let give = |name: &str| Action::GiveBack { process: name.into() };
+        assert_eq!(back, [&give("batch"), &give("trainer")]);
+    }
+
+    #[test]
+    fn mounts_without_end_take_no_memory_without_end() {
+        let mut t = trigger();
+        for n in 0..10_000 {
+            let readings = vec![Reading { resource: format!("disk /{n}"), percent: 99.0 }];
+            t.on_event(&Event { at: Timestamp(1), kind: Kind::Pressure { readings } });
+        }
+        assert_eq!(t.subjects(), RESOURCES_MAX);
+    }
+}
