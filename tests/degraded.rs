@@ -236,3 +236,28 @@ fn a_quiet_time_rests_repairs_and_says_so() {
     assert_eq!(status["pauses"][0]["subject"], "quiet", "{status:#}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "bad\n");
 }
+
+#[test]
+fn weights_of_a_declared_model_are_owned_and_put_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().canonicalize().unwrap();
+    for shard in 1..3u8 {
+        fs::write(folder.join(format!("model-{shard}.safetensors")), vec![shard; 100_000]).unwrap();
+    }
+    fs::write(folder.join("README.md"), "not weights").unwrap();
+    let config = format!(
+        "[triggers.config_drift]\nsweep = \"1s\"\n[[model]]\nname = \"llm\"\npath = \"{}/*.safetensors\"\n",
+        folder.display()
+    );
+    let agent = Agent::start(&config);
+    assert_eq!(agent.json(&["status", "--json"])["files"], 2);
+    let path = folder.join("model-2.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[50_000] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let firing =
+        agent.wait_firing("restored", |f| f["trigger"] == "model_integrity" && f["state"] == "cleared");
+    assert_eq!(firing["subject"]["name"], path.to_str().unwrap(), "{firing:#}");
+    assert_eq!(firing["remedy"][0]["action"], "restore_file", "{firing:#}");
+    assert_eq!(fs::read(&path).unwrap(), vec![2; 100_000]);
+}

@@ -17,7 +17,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("action", &["event", "file_state", "firing"]),
     ("config", &["action", "event"]),
     // Judgement: pure.
-    ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
+    ("owned", &["action", "event", "file_state", "firing"]),
+    ("triggers", &["action", "config", "event", "file_state", "firing", "owned", "triggers"]),
     ("policy", &["action", "config", "event", "firing"]),
     ("incident", &["action", "event", "firing"]),
     ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
@@ -132,8 +133,18 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose code may not reach outside of itself.
-const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+const PURE: &[&str] = &[
+    "event",
+    "file_state",
+    "firing",
+    "action",
+    "owned",
+    "triggers",
+    "policy",
+    "incident",
+    "engine",
+    "replay",
+];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

@@ -40,6 +40,8 @@ pub struct Config {
     pub process: Vec<Process>,
     /// Configs and secrets whose known-good content Grace keeps.
     pub file: Vec<File>,
+    /// Models whose weights Grace keeps.
+    pub model: Vec<Model>,
     /// Limits over everything that Grace does.
     pub policy: Policy,
     /// Settings of single triggers.
@@ -145,6 +147,19 @@ pub struct File {
     pub writers: Vec<String>,
 }
 
+/// A model whose weights Grace keeps. Their known-good copy lies in the state folder: it takes as much room again where the
+/// file system cannot share it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Name, unique, as applications report its accuracy.
+    #[schemars(example = &"grace_reasoning")]
+    pub name: String,
+    /// Absolute path of its weights; `*` for several files.
+    #[schemars(example = &"/models/llm/*.safetensors")]
+    pub path: String,
+}
+
 /// Limits over everything that Grace does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -211,6 +226,8 @@ pub struct Triggers {
     pub config_drift: ConfigDrift,
     /// `health_gap`.
     pub health_gap: HealthGap,
+    /// `model_integrity`.
+    pub model_integrity: ModelIntegrity,
 }
 
 /// Settings of `config_drift`.
@@ -248,6 +265,26 @@ pub struct HealthGap {
 impl Default for HealthGap {
     fn default() -> Self {
         Self { settle: Span::secs(2), blocked: Span::secs(120), spinning: None }
+    }
+}
+
+/// Settings of `model_integrity`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelIntegrity {
+    /// A model's accuracy that falls by more than this, in percent of its baseline, fires. Default 15.
+    pub accuracy_drop_percent: f64,
+    /// Values of accuracy that make a baseline; before that it is learning. Default 3.
+    pub samples: u32,
+    /// The same change of weights coming back this often is a fight: stop, file a task. Default 3.
+    pub conflict_count: u32,
+    /// The window of `conflict_count`. Default `10m`.
+    pub conflict_window: Span,
+}
+
+impl Default for ModelIntegrity {
+    fn default() -> Self {
+        Self { accuracy_drop_percent: 15.0, samples: 3, conflict_count: 3, conflict_window: Span::secs(600) }
     }
 }
 

@@ -185,6 +185,20 @@ pub enum Kind {
         /// Of those that were sampled.
         readings: Vec<Reading>,
     },
+    /// How right a model's answers are, as an application reports it.
+    Accuracy {
+        /// Its name.
+        model: String,
+        /// Share of right answers, or any measure of which more is better.
+        value: f64,
+    },
+    /// A model and its weights (`[[model]]`).
+    ModelDeclared {
+        /// Its name.
+        name: String,
+        /// Its weights.
+        files: Vec<PathBuf>,
+    },
     /// Load of a declared process was taken off the host.
     LoadShed {
         /// Its name.

@@ -110,6 +110,20 @@ pub enum ContentKind {
     Config,
     /// A secret: content is never shown, only digests.
     Secret,
+    /// A model's weights.
+    Weights,
+}
+
+impl ContentKind {
+    /// What a file of this name most likely holds, where nobody says.
+    #[must_use]
+    pub fn by_name(path: &std::path::Path) -> Self {
+        let weights = ["safetensors", "gguf", "pt", "pth", "onnx", "ckpt"];
+        match path.extension().and_then(|e| e.to_str()) {
+            Some(extension) if weights.contains(&extension) => Self::Weights,
+            _ => Self::Config,
+        }
+    }
 }
 
 /// The known-good state of an owned file.

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::Action;
-use crate::event::{Actor, Timestamp, Via};
+use crate::event::{Actor, Inferred, Timestamp, Via};
 
 /// What a trigger judges.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +24,8 @@ pub enum Subject {
     Trigger(String),
     /// A resource of the host: `memory`, `cpu`, `disk /var`, or `repairs`, which is Grace's own work on it.
     Host(String),
+    /// A model, by name.
+    Model(String),
 }
 
 impl fmt::Display for Subject {
@@ -32,6 +34,7 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Model(name) => write!(f, "model {name}"),
             Self::Host(resource) => write!(f, "host {resource}"),
         }
     }
@@ -225,4 +228,28 @@ pub struct Firing {
     pub again: Option<FiringId>,
     /// The remedy, rung by rung.
     pub remedy: Vec<Rung>,
+}
+
+/// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
+pub(crate) fn who(actor: &Actor) -> String {
+    let mut out = format!("{} (pid {}", actor.comm.escape_debug(), actor.pid);
+    if let Some(uid) = actor.uid {
+        out.push_str(&format!(", uid {uid}"));
+    }
+    if let Some(exe) = &actor.exe {
+        out.push_str(&format!(", {}", exe.escape_debug()));
+    }
+    out.push(')');
+    match actor.inferred {
+        Some(Inferred::Mapping) => {
+            out.push_str(
+                ", not seen in the act, but the only process that has it mapped shared and writable",
+            );
+        }
+        Some(Inferred::LastTouch) => {
+            out.push_str(", not seen in the act, but the last one that the kernel saw dirty it");
+        }
+        None => {}
+    }
+    out
 }

@@ -16,6 +16,7 @@ pub mod firing;
 pub mod host;
 pub mod incident;
 pub mod journal;
+mod owned;
 pub mod policy;
 pub mod prompt;
 pub mod recording;

@@ -147,6 +147,7 @@ fn subject(subject: &Subject) -> String {
         Subject::File(path) => path.display().to_string(),
         Subject::Process(name) => name.clone(),
         Subject::Trigger(name) => format!("trigger {name}"),
+        Subject::Model(name) => format!("model {name}"),
         Subject::Host(resource) => format!("host {resource}"),
     }
 }

@@ -153,7 +153,7 @@ mod tests {
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         wanted.policy.quiet.clone_from(&on.policy.quiet);
         assert!(wanted.triggers.health_gap.spinning.is_some());
-        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
+        assert_eq!(Config { process: vec![], file: vec![], model: vec![], ..on.clone() }, wanted);
         assert_eq!((on.process.len(), on.file.len()), (1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);

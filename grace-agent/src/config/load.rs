@@ -234,6 +234,37 @@ impl Config {
             }
         }
 
+        let model = |key| [Step::Key("triggers"), Step::Key("model_integrity"), Step::Key(key)];
+        let set = &self.triggers.model_integrity;
+        if !(set.accuracy_drop_percent > 0.0 && set.accuracy_drop_percent < 100.0) {
+            out.push(&model("accuracy_drop_percent"), "must be above 0 and below 100 percent");
+        }
+        out.at_least_one(&model("samples"), set.samples, "a baseline of one value is the least");
+        if set.samples > 20 {
+            out.push(&model("samples"), "must be at most 20: a baseline is made of so many");
+        }
+        out.at_least_one(
+            &model("conflict_count"),
+            set.conflict_count,
+            "1 stops at the first return of a change",
+        );
+        out.longer_than_zero(&model("conflict_window"), set.conflict_window);
+        for (i, model) in self.model.iter().enumerate() {
+            let at = |key| [Step::Key("model"), Step::Index(i), Step::Key(key)];
+            if model.name.is_empty() || model.name.len() > 256 {
+                out.push(&at("name"), "must have 1 to 256 bytes");
+            }
+            if self.model[..i].iter().any(|other| other.name == model.name) {
+                out.push(&at("name"), format!("`{}` is there already", model.name.escape_debug()));
+            }
+            if let Err(why) = check_path(Path::new(&model.path)) {
+                out.push(&at("path"), why);
+            }
+            if let Err(err) = glob::Pattern::new(&model.path) {
+                out.push(&at("path"), format!("is no pattern: {err}"));
+            }
+        }
+
         let pressure = |key| [Step::Key("pressure"), Step::Key(key)];
         let set = &self.pressure;
         for (key, percent) in [

@@ -119,7 +119,7 @@ impl Agent {
     ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
         let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
         let take = Take {
-            kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_default(),
+            kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_else(|| ContentKind::by_name(path)),
             writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
             reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
         };

@@ -30,7 +30,7 @@ use crate::api::view::{ConfigView, CostView, FiringView, Health, LatencyView, Pr
 use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
-use crate::config::{Config, Process};
+use crate::config::{self, Config, Process};
 use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind};
@@ -193,6 +193,7 @@ fn serve(
     for snapshot in owned {
         executor.own(&snapshot.path, snapshot.known);
     }
+    declare_models(&config, &executor);
     for process in &config.process {
         declare(&executor, process.clone());
     }
@@ -353,6 +354,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
         start_process::forget(&name, &executor.running);
         executor.send(Kind::ProcessForgotten { name });
     }
+    declare_models(&config, executor);
     for process in &config.process {
         declare(executor, process.clone());
     }
@@ -366,19 +368,27 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
 
 /// Takes a snapshot of every `[[file]]` that has none yet, and returns all that is owned.
 fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<Vec<Snapshot>, StoreError> {
-    for file in &config.file {
+    let files = config.file.iter().map(|file| {
         let kind = if file.secret { ContentKind::Secret } else { ContentKind::Config };
-        let result = match store.current_of(&file.path)? {
-            Some(snapshot) => store.describe(snapshot.id, kind, &file.writers),
+        (file.path.clone(), kind, file.writers.clone())
+    });
+    let weights = config
+        .model
+        .iter()
+        .flat_map(|model| weights_of(model, journal))
+        .map(|path| (path, ContentKind::Weights, Vec::new()));
+    for (path, kind, writers) in files.chain(weights) {
+        let result = match store.current_of(&path)? {
+            Some(snapshot) => store.describe(snapshot.id, kind, &writers),
             None => {
-                let take = Take { kind, writers: file.writers.clone(), reason: "config file".to_owned() };
-                own_name(&file.path, Path::new("/"))
+                let take = Take { kind, writers, reason: "config file".to_owned() };
+                own_name(&path, Path::new("/"))
                     .map_err(|err| chain(&err))
                     .and_then(|path| store.take(&path, take).map_err(|err| chain(&err)))
                     .map(drop)
                     .or_else(|why| {
-                        tracing::warn!(path = %file.path.display(), %why, "cannot be owned");
-                        journal.note("config", format!("{} cannot be owned: {why}", file.path.display()));
+                        tracing::warn!(path = %path.display(), %why, "cannot be owned");
+                        journal.note("config", format!("{} cannot be owned: {why}", path.display()));
                         Ok(())
                     })
             }
@@ -386,6 +396,34 @@ fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<V
         result?;
     }
     store.current()
+}
+
+/// The weights of `model` that are there now.
+fn weights_of(model: &config::Model, journal: &Journal) -> Vec<PathBuf> {
+    let found: Vec<PathBuf> = glob::glob(&model.path)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_file()))
+        .take(MODEL_FILES_MAX)
+        .collect();
+    if found.is_empty() {
+        let (name, path) = (model.name.escape_debug(), model.path.escape_debug());
+        tracing::warn!(model = %name, %path, "no weights are there: links are not followed");
+        journal.note("config", format!("model {name}: no regular file matches {path}"));
+    }
+    found
+}
+
+/// Files of one model at most.
+const MODEL_FILES_MAX: usize = 10_000;
+
+/// Tells the engine which weights belong to which model.
+fn declare_models(config: &Config, executor: &Executor) {
+    for model in &config.model {
+        let files = weights_of(model, &executor.journal);
+        executor.send(Kind::ModelDeclared { name: model.name.clone(), files });
+    }
 }
 
 /// Finishes or rolls back what an earlier agent left half done.

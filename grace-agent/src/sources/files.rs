@@ -183,8 +183,9 @@ struct Watched {
     rest_until: Timestamp,
     /// Since when the report waits for the writer's name.
     waits_since: Option<Timestamp>,
-    /// When it was last seen to be right.
+    /// When it was last seen to be right, and its stamp then.
     right_at: Timestamp,
+    right_stamp: Option<Stamp>,
 }
 
 /// A process that was seen at a file.
@@ -369,6 +370,7 @@ impl Watcher {
                     rest_until: now,
                     waits_since: None,
                     right_at: Timestamp::default(),
+                    right_stamp: None,
                 };
                 self.files.insert(path, watched);
                 self.tell_health();
@@ -465,16 +467,23 @@ impl Watcher {
     fn last_touch(&self, path: &Path, identity: Option<Identity>) -> Option<Actor> {
         let probes = self.probes.as_deref()?;
         let last = identity.and_then(|i| i.key).and_then(|key| probes.last_touch(key));
-        let told = self.files.get(path).map(|watched| watched.touches.iter().copied());
-        let touch = told
-            .into_iter()
-            .flatten()
+        let watched = self.files.get(path)?;
+        let touches = watched
+            .touches
+            .iter()
+            .copied()
             .chain(last)
             .chain(probes.touch_of_replaced(path))
-            .filter(|touch| touch.task.tgid != std::process::id())
-            .filter_map(|touch| Some((apart(&touch, path)?, touch)))
-            .min_by_key(|(apart, _)| *apart)?
-            .1;
+            .filter(|touch| touch.task.tgid != std::process::id());
+        let touch = if watched.right_stamp.is_some() && watched.right_stamp == stamp_of(path) {
+            // Its time is set at the end of the call: a truncation that waits for the disk is still under way. Who touched
+            // it first of late did it; others may have read since.
+            let now = clock::boottime();
+            let lately = |touch: &Touch| u128::from(now.0.saturating_sub(touch.at_ns)) < TOUCH_APART;
+            touches.filter(lately).min_by_key(|touch| touch.at_ns)?
+        } else {
+            touches.filter_map(|touch| Some((apart(&touch, path)?, touch))).min_by_key(|(apart, _)| *apart)?.1
+        };
         Some(Actor {
             inferred: Some(Inferred::LastTouch),
             ..actor(Some(probes), touch.task.tgid, Some(&touch.task))
@@ -562,7 +571,7 @@ impl Watcher {
         let readable = !matches!(state, FileState::Unreadable { .. });
         let right = readable && watched.known.drift(&state).is_empty();
         if right {
-            watched.right_at = now;
+            (watched.right_at, watched.right_stamp) = (now, stamp);
             watched.writer.take_if(|suspect| suspect.told_after);
         }
         if watched.reported.as_ref() == Some(&state) {

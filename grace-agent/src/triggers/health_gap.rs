@@ -10,11 +10,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Spec, Trigger, who};
+use super::{Spec, Trigger};
 use crate::action::Action;
 use crate::config;
 use crate::event::{Doing, Event, Exit, Kind, Restart, RestartPolicy, Timestamp};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Subject, Verdict, who};
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {

@@ -3,10 +3,11 @@
 
 pub mod config_drift;
 pub mod health_gap;
+pub mod model_integrity;
 pub mod resource_pressure;
 
 use crate::config;
-use crate::event::{Actor, Event, Inferred, Timestamp};
+use crate::event::{Event, Timestamp};
 use crate::firing::Verdict;
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
@@ -50,6 +51,7 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
     vec![
         Box::new(health_gap::HealthGap::new(set.health_gap.clone())),
         Box::new(config_drift::ConfigDrift::new(set.config_drift.clone())),
+        Box::new(model_integrity::ModelIntegrity::new(set.model_integrity.clone())),
         Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
     ]
 }
@@ -57,29 +59,5 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC, &resource_pressure::SPEC]
-}
-
-/// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
-pub(crate) fn who(actor: &Actor) -> String {
-    let mut out = format!("{} (pid {}", actor.comm.escape_debug(), actor.pid);
-    if let Some(uid) = actor.uid {
-        out.push_str(&format!(", uid {uid}"));
-    }
-    if let Some(exe) = &actor.exe {
-        out.push_str(&format!(", {}", exe.escape_debug()));
-    }
-    out.push(')');
-    match actor.inferred {
-        Some(Inferred::Mapping) => {
-            out.push_str(
-                ", not seen in the act, but the only process that has it mapped shared and writable",
-            );
-        }
-        Some(Inferred::LastTouch) => {
-            out.push_str(", not seen in the act, but the last one that the kernel saw dirty it");
-        }
-        None => {}
-    }
-    out
+    vec![&health_gap::SPEC, &config_drift::SPEC, &model_integrity::SPEC, &resource_pressure::SPEC]
 }
