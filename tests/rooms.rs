@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 /// say the same; a new room goes into both.
 const ROOMS: &[(&str, &[&str])] = &[
     // Vocabulary: plain data.
-    ("event", &["action", "config", "file_state"]),
+    ("event", &["action", "config", "file_state", "sketch"]),
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
     ("config", &["event"]),
+    ("sketch", &[]),
+    ("reported", &[]),
     // Judgement: pure.
     ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
     ("policy", &["action", "config", "event"]),
@@ -131,7 +133,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Rooms whose code may not reach outside of itself.
 const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay", "sketch", "reported"];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[
