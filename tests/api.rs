@@ -23,6 +23,7 @@ use grace_agent::config::{Config, Mode, Process};
 use grace_agent::event::Actor;
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
 use grace_agent::firing::{FiringId, Rung, RungState, State, Subject};
+use grace_agent::reported::Reported;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot};
 
@@ -217,6 +218,14 @@ impl Control for Fake {
                 file: Some(PathBuf::from(evil("/etc/grace/grace.toml"))),
                 refused: Some(evil("unknown key")),
             },
+            records: RecordsView {
+                socket: Some(PathBuf::from(evil("/run/grace/grace.dgram"))),
+                queue: Some(8192),
+                datagrams: 7,
+                records: 9,
+                names: BTreeMap::from([("heartbeat".to_owned(), 1)]),
+                refused: BTreeMap::from([(evil("line"), 2)]),
+            },
         }
     }
 
@@ -338,6 +347,19 @@ impl Control for Fake {
 
     fn config(&self) -> Config {
         Config { mode: Mode::Repair, ..Config::default() }
+    }
+
+    fn report(&self, records: Vec<Result<Reported, String>>, peer: Peer) -> RecordsAnswer {
+        self.note(format!("report {records:?} by {}", peer.uid));
+        let mut answer = RecordsAnswer::default();
+        for (index, record) in records.into_iter().enumerate() {
+            let full = matches!(&record, Ok(Reported::Heartbeat { name }) if name == "full");
+            match record.and_then(|_| if full { Err(evil("too many names")) } else { Ok(()) }) {
+                Ok(()) => answer.accepted += 1,
+                Err(reason) => answer.refused.push(RefusedView { index, reason }),
+            }
+        }
+        answer
     }
 }
 

@@ -15,7 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
-    ("config", &["event"]),
+    ("config", &["event", "reported"]),
     ("sketch", &[]),
     ("reported", &[]),
     // Judgement: pure.
@@ -44,8 +44,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "file_meta",
             "file_state",
             "prompt",
+            "reported",
             "safe_path",
             "sha256",
+            "sketch",
             "sources",
         ],
     ),
@@ -80,7 +82,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "config", "event", "file_state", "firing"]),
+    ("api", &["api", "config", "event", "file_state", "firing", "reported"]),
     (
         "cli",
         &[
@@ -95,6 +97,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "host",
             "recording",
             "replay",
+            "reported",
             "sources",
             "state_dir",
             "triggers",
@@ -122,6 +125,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "journal",
             "prompt",
             "recording",
+            "reported",
             "safe_path",
             "snapshots",
             "sources",
@@ -132,8 +136,19 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose code may not reach outside of itself.
-const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay", "sketch", "reported"];
+const PURE: &[&str] = &[
+    "event",
+    "file_state",
+    "firing",
+    "action",
+    "triggers",
+    "policy",
+    "incident",
+    "engine",
+    "replay",
+    "sketch",
+    "reported",
+];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

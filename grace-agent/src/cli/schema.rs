@@ -7,7 +7,8 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, PathAnswer, RecordsAnswer, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -19,8 +20,10 @@ pub struct Schema {
     name: Option<String>,
 }
 
-const NAMES: &[&str] =
-    &["answer", "config", "doctor", "explain", "firing", "snapshot", "status", "task", "trigger", "verify"];
+const NAMES: &[&str] = &[
+    "answer", "config", "doctor", "explain", "firing", "records", "snapshot", "status", "task", "trigger",
+    "verify",
+];
 
 impl Schema {
     pub(super) fn go(self, _global: &Global, out: &mut Out) -> Answer {
@@ -36,6 +39,7 @@ impl Schema {
             "doctor" => schema_for!(Report),
             "explain" => schema_for!(ExplainView),
             "firing" => schema_for!(FiringView),
+            "records" => schema_for!(RecordsAnswer),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
             "task" => schema_for!(TaskView),

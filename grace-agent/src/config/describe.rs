@@ -152,8 +152,11 @@ mod tests {
         // Not set by default: switched on it is the example.
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         assert!(wanted.triggers.health_gap.spinning.is_some());
-        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
-        assert_eq!((on.process.len(), on.file.len()), (1, 1));
+        wanted.records.group = on.records.group.clone();
+        assert!(wanted.records.group.is_some());
+        let alone = Config { process: vec![], file: vec![], queue: vec![], route: vec![], ..on.clone() };
+        assert_eq!(alone, wanted);
+        assert_eq!((on.process.len(), on.file.len(), on.queue.len(), on.route.len()), (1, 1, 1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);
     }

@@ -11,4 +11,5 @@ pub mod look;
 pub mod mapped;
 pub mod processes;
 mod progress;
+pub mod records;
 pub mod who;
