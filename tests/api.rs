@@ -559,6 +559,25 @@ fn every_route_asks_the_agent_what_was_asked() {
             Value::Null,
         ),
         ("DELETE", "/v1/processes/w%2E1", "", "remove w.1", "", Value::Null),
+        (
+            "POST",
+            "/v1/records",
+            r#"{"kind":"heartbeat","name":"a"}"#,
+            &format!("report [Ok(Heartbeat {{ name: \"a\" }})] by {uid}"),
+            "/accepted",
+            json!(1),
+        ),
+        (
+            "POST",
+            "/v1/records",
+            r#"[{"kind":"queue","name":"q","depth":3},{"kind":"queue","name":"q","depth":-3}]"#,
+            &format!(
+                "report [Ok(Queue {{ name: \"q\", depth: 3.0 }}), Err(\"depth: must not be negative\")] by {uid}"
+            ),
+            "/refused/0/index",
+            json!(1),
+        ),
+        ("POST", "/v1/records", "[]", &format!("report [] by {uid}"), "/accepted", json!(0)),
     ] {
         let (status, answer) = served.ask(method, path, body);
         assert_eq!(status, 200, "{method} {path}: {answer}");
@@ -760,6 +779,11 @@ const READING: &[(&[&str], &str)] = &[
     (&["snapshot", "/etc/a"], "answer"),
     (&["restore", "/etc/a"], "answer"),
     (&["forget", "/etc/a"], "answer"),
+    (&["heartbeat", "a"], "records"),
+    (&["queue", "a", "1"], "records"),
+    (&["latency", "/a", "1"], "records"),
+    (&["error", "E"], "records"),
+    (&["accuracy", "m", "1"], "records"),
 ];
 
 fn schema(name: &str) -> Value {
@@ -795,7 +819,10 @@ fn json_is_what_the_schema_says() {
         for value in &values {
             fits(value, &schema, name);
         }
-        let streams = !matches!(args[0], "status" | "explain" | "restore") && args.get(1) != Some(&"show");
+        let streams = !matches!(
+            args[0],
+            "status" | "explain" | "restore" | "heartbeat" | "queue" | "latency" | "error" | "accuracy"
+        ) && args.get(1) != Some(&"show");
         if streams {
             assert_eq!(text.lines().count(), values.len(), "{args:?} is one a line");
         }
@@ -818,6 +845,8 @@ fn no_text_from_the_host_reaches_the_terminal_as_it_is() {
         all.push(vec!["explain", id]);
     }
     all.push(vec!["tasks", "show", HOSTILE]);
+    all.push(vec!["heartbeat", "full"]);
+    all.push(vec!["heartbeat", HOSTILE]);
     all.push(vec!["schema", HOSTILE]);
     all.push(vec!["config", "check", "--config", HOSTILE]);
     for path in [&good, &bad] {
@@ -852,6 +881,8 @@ fn exit_codes_say_what_happened() {
         (&["tasks", "show", "t-9"], 1),
         (&["firings", "--trigger", "nope"], 2),
         (&["explain", "f-403"], 4),
+        (&["heartbeat", "a"], 0),
+        (&["heartbeat", "full"], 4),
         (&["explain", "f-500"], 3),
         (&["explain", "panic"], 3),
     ] {

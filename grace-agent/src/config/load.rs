@@ -707,6 +707,35 @@ mod tests {
                 "c.toml:2:14: host_burst: must be at least 1; to change nothing set mode = \"observe\"",
             ),
             (
+                "[[queue]]\nname = \"\"".to_owned(),
+                "c.toml:2:8: name: `` is not a name: 1 to 256 bytes without control characters",
+            ),
+            (
+                "[[queue]]\nname = \"q\"\nprocess = \"w\"".to_owned(),
+                "c.toml:3:11: process: there is no [[process]] named `w`",
+            ),
+            (
+                "[[queue]]\nname = \"q\"\n[[queue]]\nname = \"q\"".to_owned(),
+                "c.toml:4:8: name: `q` is already [[queue]] number 1",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\nbudget_ms = 0".to_owned(),
+                "c.toml:3:13: budget_ms: must be more than 0 milliseconds",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\nbudget_ms = nan".to_owned(),
+                "c.toml:3:13: budget_ms: must be more than 0 milliseconds",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\n[[route]]\nname = \"/a\"".to_owned(),
+                "c.toml:4:8: name: `/a` is already [[route]] number 1",
+            ),
+            (
+                "[records]\nmode = \"1777\"".to_owned(),
+                "c.toml:2:8: mode: `1777` is no mode such as \"0660\": three or four octal digits, at most 0777",
+            ),
+            ("[records]\ngroup = \"\"".to_owned(), "c.toml:2:9: group: must be a group's name or number"),
+            (
                 "[triggers.config_drift]\nsweep = \"10ms\"".to_owned(),
                 "c.toml:2:9: sweep: must be at least `1s`: a sweep reads every owned file",
             ),

@@ -179,12 +179,13 @@ impl Records {
     pub fn open_to(&self, access: &Access) {
         let Ok(socket) = &self.shared.socket else { return };
         let opened = socket.open_to(access).map_err(|err| chain(&err)).map(|()| {
-            let group = access.group.as_deref().unwrap_or("the agent's");
+            let group =
+                access.group.as_deref().map_or("the agent's own".into(), |g| g.escape_debug().to_string());
             let users = match access.users.len() {
                 0 => String::new(),
                 n => format!(", {n} users of declared processes"),
             };
-            format!("mode {:04o}, group {}{users}", access.mode, group.escape_debug())
+            format!("mode {:04o}, group {}{users}", access.mode, group)
         });
         if let Err(why) = &opened {
             tracing::warn!(%why, "not everybody who should can send records");

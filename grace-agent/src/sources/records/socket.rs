@@ -116,7 +116,6 @@ impl Socket {
             let path = self.path.clone();
             move |err: Errno| SocketError::Io { doing, path, source: err.into() }
         };
-        let group = access.group.as_deref().map(group_id).transpose()?;
         // Held, so that what is changed is a socket, whatever is put into its place meanwhile.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let held = rustix::fs::openat(CWD, &self.path, flags, Mode::empty()).map_err(fail("open"))?;
@@ -126,15 +125,16 @@ impl Socket {
         }
         let by_fd = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         rustix::fs::chmod(&by_fd, Mode::RUSR | Mode::WUSR).map_err(fail("set the mode of"))?;
+        // There is no list, or this file system knows none.
+        let _ = rustix::fs::removexattr(&by_fd, ACL);
+        let group = access.group.as_deref().map(group_id).transpose()?;
         let group = rustix::fs::Gid::from_raw(group.unwrap_or_else(|| rustix::process::getegid().as_raw()));
         rustix::fs::chown(&by_fd, None, Some(group)).map_err(fail("set the group of"))?;
         rustix::fs::chmod(&by_fd, Mode::from_raw_mode(access.mode)).map_err(fail("set the mode of"))?;
-        // After the mode, which would set the list's mask; an empty one takes an old one away.
         if access.users.is_empty() {
-            // There is none, or this file system knows none.
-            let _ = rustix::fs::removexattr(&by_fd, ACL);
             return Ok(());
         }
+        // After the mode, which would set the list's mask.
         let list = acl(access.mode, &access.users);
         rustix::fs::setxattr(&by_fd, ACL, &list, XattrFlags::empty()).map_err(fail("set the access list of"))
     }
@@ -364,7 +364,7 @@ mod tests {
         assert!(matches!(Socket::bind(&path), Err(SocketError::InUse(_))));
         let none = Access { mode: 0o666, group: Some("no such group".into()), ..Access::default() };
         assert!(matches!(first.open_to(&none), Err(SocketError::NoGroup(_))));
-        assert_eq!(mode(), 0o620);
+        assert_eq!(mode(), 0o600, "rather for nobody than for the wrong ones");
 
         drop(first);
         assert!(!path.exists());
