@@ -23,6 +23,7 @@ use grace_agent::config::{Config, Mode, Process};
 use grace_agent::event::Actor;
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
 use grace_agent::firing::{FiringId, Rung, RungState, Scope, State, Subject};
+use grace_agent::reported::Reported;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot};
 
@@ -229,6 +230,14 @@ impl Control for Fake {
                 file: Some(PathBuf::from(evil("/etc/grace/grace.toml"))),
                 refused: Some(evil("unknown key")),
             },
+            records: RecordsView {
+                socket: Some(PathBuf::from(evil("/run/grace/grace.dgram"))),
+                queue: Some(8192),
+                datagrams: 7,
+                records: 9,
+                names: BTreeMap::from([("heartbeat".to_owned(), 1)]),
+                refused: BTreeMap::from([(evil("line"), 2)]),
+            },
         }
     }
 
@@ -380,6 +389,19 @@ impl Control for Fake {
 
     fn config(&self) -> Config {
         Config { mode: Mode::Repair, ..Config::default() }
+    }
+
+    fn report(&self, records: Vec<Result<Reported, String>>, peer: Peer) -> RecordsAnswer {
+        self.note(format!("report {records:?} by {}", peer.uid));
+        let mut answer = RecordsAnswer::default();
+        for (index, record) in records.into_iter().enumerate() {
+            let full = matches!(&record, Ok(Reported::Heartbeat { name }) if name == "full");
+            match record.and_then(|_| if full { Err(evil("too many names")) } else { Ok(()) }) {
+                Ok(()) => answer.accepted += 1,
+                Err(reason) => answer.refused.push(RefusedView { index, reason }),
+            }
+        }
+        answer
     }
 }
 
@@ -579,6 +601,25 @@ fn every_route_asks_the_agent_what_was_asked() {
             Value::Null,
         ),
         ("DELETE", "/v1/processes/w%2E1", "", "remove w.1", "", Value::Null),
+        (
+            "POST",
+            "/v1/records",
+            r#"{"kind":"heartbeat","name":"a"}"#,
+            &format!("report [Ok(Heartbeat {{ name: \"a\" }})] by {uid}"),
+            "/accepted",
+            json!(1),
+        ),
+        (
+            "POST",
+            "/v1/records",
+            r#"[{"kind":"queue","name":"q","depth":3},{"kind":"queue","name":"q","depth":-3}]"#,
+            &format!(
+                "report [Ok(Queue {{ name: \"q\", depth: 3.0 }}), Err(\"depth: must not be negative\")] by {uid}"
+            ),
+            "/refused/0/index",
+            json!(1),
+        ),
+        ("POST", "/v1/records", "[]", &format!("report [] by {uid}"), "/accepted", json!(0)),
     ] {
         let (status, answer) = served.ask(method, path, body);
         assert_eq!(status, 200, "{method} {path}: {answer}");
@@ -783,6 +824,11 @@ const READING: &[(&[&str], &str)] = &[
     (&["snapshot", "/etc/a"], "answer"),
     (&["restore", "/etc/a"], "answer"),
     (&["forget", "/etc/a"], "answer"),
+    (&["heartbeat", "a"], "records"),
+    (&["queue", "a", "1"], "records"),
+    (&["latency", "/a", "1"], "records"),
+    (&["error", "E"], "records"),
+    (&["accuracy", "m", "1"], "records"),
 ];
 
 fn schema(name: &str) -> Value {
@@ -818,7 +864,10 @@ fn json_is_what_the_schema_says() {
         for value in &values {
             fits(value, &schema, name);
         }
-        let streams = !matches!(args[0], "status" | "explain" | "restore") && args.get(1) != Some(&"show");
+        let streams = !matches!(
+            args[0],
+            "status" | "explain" | "restore" | "heartbeat" | "queue" | "latency" | "error" | "accuracy"
+        ) && args.get(1) != Some(&"show");
         if streams {
             assert_eq!(text.lines().count(), values.len(), "{args:?} is one a line");
         }
@@ -841,6 +890,8 @@ fn no_text_from_the_host_reaches_the_terminal_as_it_is() {
         all.push(vec!["explain", id]);
     }
     all.push(vec!["tasks", "show", HOSTILE]);
+    all.push(vec!["heartbeat", "full"]);
+    all.push(vec!["heartbeat", HOSTILE]);
     all.push(vec!["schema", HOSTILE]);
     all.push(vec!["config", "check", "--config", HOSTILE]);
     for path in [&good, &bad] {
@@ -875,6 +926,8 @@ fn exit_codes_say_what_happened() {
         (&["tasks", "show", "t-9"], 1),
         (&["firings", "--trigger", "nope"], 2),
         (&["explain", "f-403"], 4),
+        (&["heartbeat", "a"], 0),
+        (&["heartbeat", "full"], 4),
         (&["explain", "f-500"], 3),
         (&["explain", "panic"], 3),
     ] {

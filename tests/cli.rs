@@ -71,6 +71,11 @@ fn the_names_that_scripts_use_are_there() {
         "inject",
         "replay",
         "tasks",
+        "heartbeat",
+        "queue",
+        "latency",
+        "error",
+        "accuracy",
         "schema",
         "completions",
         "man",
@@ -111,6 +116,11 @@ fn wrong_usage_ends_with_2() {
         &["tasks", "show"],
         &["status", "--color", "maybe"],
         &["replay", "/nonexistent"],
+        &["heartbeat"],
+        &["queue", "a", "much"],
+        &["queue", "a", "-1"],
+        &["latency", "/a", "inf"],
+        &["error", "E", "--trace", "/nonexistent"],
     ] {
         let out = grace(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}: {out:?}");
@@ -120,7 +130,13 @@ fn wrong_usage_ends_with_2() {
 
 #[test]
 fn a_subcommand_that_asks_ends_with_3_and_says_what_to_do() {
-    for args in [&["status"][..], &["firings", "--follow"], &["tasks", "list"], &["verify", "/etc/hosts"]] {
+    for args in [
+        &["status"][..],
+        &["firings", "--follow"],
+        &["tasks", "list"],
+        &["verify", "/etc/hosts"],
+        &["heartbeat", "a"],
+    ] {
         let out = grace(args);
         assert_eq!(out.status.code(), Some(3), "{args:?}: {out:?}");
         let text = stderr(&out);
@@ -245,7 +261,8 @@ fn schemas_have_the_fields_that_scripts_rely_on() {
                 "remedy",
             ][..],
         ),
-        ("status", &["mode", "probes", "sources", "triggers", "lost", "cost"]),
+        ("status", &["mode", "probes", "sources", "triggers", "lost", "cost", "records"]),
+        ("records", &["accepted", "refused"]),
         (
             "task",
             &[

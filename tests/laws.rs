@@ -10,6 +10,7 @@ use grace_agent::event::{Actor, Event, Exit, Kind, Restart, RestartPolicy, Times
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
 use grace_agent::firing::State;
 use grace_agent::replay::replay;
+use grace_agent::sketch::Sketch;
 use proptest::prelude::*;
 
 const FILES: [&str; 3] = ["/etc/a", "/etc/b", "/etc/c"];
@@ -76,6 +77,28 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => process.prop_map(|name| Kind::ProcessForgotten { name }),
         1 => (0..9u64).prop_map(|total| Kind::Lost { class: "file".into(), total }),
         2 => Just(Kind::Tick),
+        3 => reported(),
+    ]
+}
+
+/// What applications say of themselves. The numbers are any that can be judged: their JSON must be the same ones.
+fn reported() -> impl Strategy<Value = Kind> {
+    let name = || prop_oneof![Just("p".to_owned()), Just("/api".to_owned()), "[^\\x00-\\x1f]{1,9}"];
+    let value = || prop_oneof![-1e15..1e15f64, 0.0..1.0f64, Just(0.0)];
+    let sketch = proptest::collection::vec(0.0..1e6f64, 1..9).prop_map(|sizes| {
+        let mut sketch = Sketch::default();
+        sizes.iter().for_each(|size| assert!(sketch.record(*size)));
+        sketch
+    });
+    prop_oneof![
+        (name(), 1..9u64).prop_map(|(name, count)| Kind::Heartbeat { name, count }),
+        (name(), value(), value()).prop_map(|(name, depth, max)| Kind::QueueDepth { name, depth, max }),
+        (name(), sketch).prop_map(|(route, took_ms)| Kind::RouteLatency { route, took_ms }),
+        (name(), value(), 1..9u64).prop_map(|(name, value, count)| Kind::Metric { name, value, count }),
+        (name(), value()).prop_map(|(model, value)| Kind::Accuracy { model, value }),
+        (name(), proptest::option::of(".{0,99}"), 1..9u64).prop_map(|(kind, trace, count)| {
+            Kind::ErrorReported { kind, trace, source: "p".into(), count }
+        }),
     ]
 }
 
@@ -302,6 +325,16 @@ fn a_panicking_trigger_is_disabled_alone() {
     assert!(fired.contains(&("config_drift", State::Holds)), "{fired:?}");
     let works: Vec<bool> = engine.duties().iter().map(|d| d.works).collect();
     assert!(!works[0] && works[1..].iter().all(|works| *works), "{works:?}");
+}
+
+/// Numbers from outside come back from a recording bit for bit, or it would replay to other firings.
+#[test]
+fn what_applications_say_is_recorded_as_it_was() {
+    proptest!(ProptestConfig::with_cases(2000), |(kind in reported())| {
+        let event = Event { at: Timestamp(7), kind };
+        let text = serde_json::to_string(&event).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{}", text);
+    });
 }
 
 /// A disk that was full for an hour does not leave a file broken for good.

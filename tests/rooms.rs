@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 /// say the same; a new room goes into both.
 const ROOMS: &[(&str, &[&str])] = &[
     // Vocabulary: plain data.
-    ("event", &["action", "config", "file_state", "firing"]),
+    ("event", &["action", "config", "file_state", "firing", "sketch"]),
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
-    ("config", &["action", "event"]),
+    ("config", &["action", "event", "reported"]),
+    ("sketch", &[]),
+    ("reported", &[]),
     // Judgement: pure.
     ("owned", &["action", "event", "file_state", "firing"]),
     ("triggers", &["action", "config", "event", "file_state", "firing", "owned", "triggers"]),
@@ -43,8 +45,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "file_meta",
             "file_state",
             "prompt",
+            "reported",
             "safe_path",
             "sha256",
+            "sketch",
             "sources",
         ],
     ),
@@ -80,7 +84,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "config", "event", "file_state", "firing"]),
+    ("api", &["api", "config", "event", "file_state", "firing", "reported"]),
     (
         "cli",
         &[
@@ -95,6 +99,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "host",
             "recording",
             "replay",
+            "reported",
             "sources",
             "state_dir",
             "triggers",
@@ -123,6 +128,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "policy",
             "prompt",
             "recording",
+            "reported",
             "safe_path",
             "snapshots",
             "sources",
@@ -144,6 +150,8 @@ const PURE: &[&str] = &[
     "incident",
     "engine",
     "replay",
+    "sketch",
+    "reported",
 ];
 
 /// What no pure room names.

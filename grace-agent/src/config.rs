@@ -52,6 +52,12 @@ pub struct Config {
     pub probes: Probes,
     /// When the host is nearly used up, and what is done then.
     pub pressure: Pressure,
+    /// Queues of applications.
+    pub queue: Vec<Queue>,
+    /// Routes of applications.
+    pub route: Vec<Route>,
+    /// Who may send what applications say of themselves.
+    pub records: Records,
 }
 
 /// A process that Grace starts and supervises.
@@ -419,6 +425,67 @@ impl Pressure {
             inodes if inodes.starts_with("inodes ") => self.inodes,
             _ => return None,
         })
+    }
+}
+/// A queue whose depth an application reports (`queue.NAME:DEPTH|g`, `grace queue NAME DEPTH`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Queue {
+    /// Its name, as it is reported.
+    #[schemars(example = &"message_bus")]
+    pub name: String,
+    /// Deeper than this is too deep. Default: what is normal is learned.
+    #[serde(default)]
+    #[schemars(example = &1000)]
+    pub limit: Option<u64>,
+    /// The [[process]] that works it off. Default: none that Grace could do something about.
+    #[serde(default)]
+    #[schemars(example = &"worker")]
+    pub process: Option<String>,
+}
+
+/// A route whose latency an application reports (`latency.ROUTE:MS|ms`, `grace latency ROUTE MS`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name, as it is reported.
+    #[schemars(example = &"/api/chat")]
+    pub name: String,
+    /// Its 95th percentile should not take longer, in milliseconds. Default: what is normal is learned.
+    #[serde(default)]
+    #[schemars(example = &500)]
+    pub budget_ms: Option<f64>,
+    /// The [[process]] that answers. Default: none that Grace could do something about.
+    #[serde(default)]
+    #[schemars(example = &"worker")]
+    pub process: Option<String>,
+}
+
+/// Who may send what applications say of themselves: the datagram socket `grace.dgram` beside the agent's socket.
+/// Users that a [[process]] runs as always may.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Records {
+    /// Its permissions, in octal; who may write may send. Default `0660`; `0666` lets every user of the host send.
+    pub mode: String,
+    /// Its group, by name or number. Not set: the agent's own.
+    #[schemars(example = &"app")]
+    pub group: Option<String>,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { mode: "0660".to_owned(), group: None }
+    }
+}
+
+impl Records {
+    /// The permission bits; none where `mode` says none.
+    #[must_use]
+    pub fn bits(&self) -> Option<u32> {
+        let octal =
+            (3..=4).contains(&self.mode.len()) && self.mode.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        u32::from_str_radix(&self.mode, 8).ok().filter(|bits| octal && *bits <= 0o777)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::action::{Outcome, Shed};
 use crate::config::Mode;
 use crate::file_state::{FileState, KnownGood};
 use crate::firing::Scope;
+use crate::sketch::Sketch;
 
 /// Nanoseconds of CLOCK_BOOTTIME: shared by kernel probes and agent, counts through suspend, never steps back.
 #[derive(
@@ -185,13 +186,6 @@ pub enum Kind {
         /// Of those that were sampled.
         readings: Vec<Reading>,
     },
-    /// How right a model's answers are, as an application reports it.
-    Accuracy {
-        /// Its name.
-        model: String,
-        /// Share of right answers, or any measure of which more is better.
-        value: f64,
-    },
     /// A model and its weights (`[[model]]`).
     ModelDeclared {
         /// Its name.
@@ -210,6 +204,56 @@ pub enum Kind {
     LoadGivenBack {
         /// Its name.
         process: String,
+    },
+    /// An application said that it is alive.
+    Heartbeat {
+        /// What is alive: the application's own name, or the declared process whose `sd_notify` it was. Hostile text.
+        name: String,
+        /// How often it said so since it was last told.
+        count: u64,
+    },
+    /// How many wait in a queue of an application.
+    QueueDepth {
+        /// The queue. Hostile text.
+        name: String,
+        /// What was last reported.
+        depth: f64,
+        /// The highest since it was last told.
+        max: f64,
+    },
+    /// How long answers on a route of an application took.
+    RouteLatency {
+        /// The route. Hostile text.
+        route: String,
+        /// All observations since it was last told, in milliseconds.
+        took_ms: Sketch,
+    },
+    /// Any other number of an application.
+    Metric {
+        /// Its name. Hostile text.
+        name: String,
+        /// A gauge's last value; a counter's growth; the mean of what was timed or counted up.
+        value: f64,
+        /// How many records that is.
+        count: u64,
+    },
+    /// How good a model's answers are, by the application's own measure.
+    Accuracy {
+        /// The model. Hostile text.
+        model: String,
+        /// The last value reported.
+        value: f64,
+    },
+    /// An application reported an error of its own.
+    ErrorReported {
+        /// Its type, such as `ImportError`. Hostile text.
+        kind: String,
+        /// The trace as it came, at most 64 KiB. Hostile text.
+        trace: Option<String>,
+        /// The declared process that reported it, else `uid N`.
+        source: String,
+        /// How often exactly this came since it was last told.
+        count: u64,
     },
     /// A pause ends early.
     Unpaused {

@@ -72,6 +72,11 @@ impl Agent {
     pub fn run(&mut self) {
         let config = self.config.replace("$DIR", &self.dir.path().to_string_lossy());
         fs::write(self.path("grace.toml"), config).unwrap();
+        self.run_as_configured();
+    }
+
+    /// The same with the configuration that lies there.
+    pub fn run_as_configured(&mut self) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
         let mut words = self.wrapper.clone();
         words.push(GRACE.to_owned());

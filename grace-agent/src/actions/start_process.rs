@@ -194,7 +194,8 @@ fn is_zombie(pid: u32) -> bool {
 }
 
 /// User and group id of a user given by name or number.
-fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
+/// User and group id of a user, by name or number.
+pub fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
     let passwd = fs::read_to_string("/etc/passwd").map_err(StartError::Users)?;
     passwd
         .lines()

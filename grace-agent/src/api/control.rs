@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, SnapshotView, StatusView, TaskView,
-    TriggerView, VerifyView,
+    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, SnapshotView, StatusView,
+    TaskView, TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
 use crate::firing::Scope;
+use crate::reported::Reported;
 
 /// Which firings to list.
 #[derive(Debug, Clone, Default)]
@@ -90,4 +91,6 @@ pub trait Control: Send + Sync + 'static {
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
     /// The configuration in force.
     fn config(&self) -> Config;
+    /// Take in what an application says of itself. Of what was not even a record it is said why.
+    fn report(&self, records: Vec<Result<Reported, String>>, peer: Peer) -> RecordsAnswer;
 }

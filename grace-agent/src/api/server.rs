@@ -40,6 +40,7 @@ use super::view::FiringView;
 use crate::config::Process;
 use crate::file_state::ContentKind;
 use crate::firing::Scope;
+use crate::reported::Reported;
 
 /// Connections served at the same time; one more waits until another ends.
 const MAX_CONNECTIONS: usize = 128;
@@ -257,6 +258,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/resume", post(resume))
         .route("/v1/tasks", get(tasks))
         .route("/v1/config", get(config))
+        .route("/v1/records", post(records))
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
@@ -467,6 +469,17 @@ async fn tasks(State(shared): State<Shared>) -> Answer {
 
 async fn config(State(shared): State<Shared>) -> Answer {
     shared.ask(|control| Ok(control.config())).await
+}
+
+/// One record, or an array of them. A bad one costs no good one anything.
+async fn records(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
+    let records = match parse::<serde_json::Value>(body)? {
+        serde_json::Value::Array(records) => records,
+        record => vec![record],
+    };
+    let read = |record| serde_json::from_value::<Reported>(record).map_err(|err| err.to_string());
+    let records = records.into_iter().map(|record| read(record).and_then(Reported::checked)).collect();
+    shared.ask(move |control| Ok(control.report(records, peer))).await
 }
 
 type Answer = Result<Response, Failure>;

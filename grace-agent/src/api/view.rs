@@ -321,6 +321,44 @@ pub struct StatusView {
     pub pauses: Vec<PauseView>,
     /// The configuration in force: its file, or none; and why a newer one was refused.
     pub config: ConfigView,
+    /// What applications say of themselves.
+    pub records: RecordsView,
+}
+
+/// What applications said of themselves since the agent started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct RecordsView {
+    /// Where datagrams are received; none: nowhere.
+    pub socket: Option<PathBuf>,
+    /// How many datagrams can wait there before a sender has to.
+    pub queue: Option<u32>,
+    /// Datagrams received.
+    pub datagrams: u64,
+    /// Records taken in, in datagrams and over HTTP.
+    pub records: u64,
+    /// Names that have a place now, by kind: `heartbeat`, `queue`, `latency`, `accuracy`, `metric`.
+    pub names: BTreeMap<String, u64>,
+    /// What was not taken, by reason: `line`, `type`, `name`, `value`, `rate`, `json`, `too_long`, `sender`, `names`,
+    /// `errors`, and by design `set`, `event`. All but those two are in `lost.records`, too.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What became of reported records: the answer of `POST /v1/records` and of `grace heartbeat` and its like.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct RecordsAnswer {
+    /// How many were taken in.
+    pub accepted: usize,
+    /// Which were not, and why.
+    pub refused: Vec<RefusedView>,
+}
+
+/// A record that was not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefusedView {
+    /// Its place among those sent, from 0.
+    pub index: usize,
+    /// Why. Quotes the record: untrusted text.
+    pub reason: String,
 }
 
 /// The configuration in force.

@@ -14,6 +14,7 @@ pub mod inject;
 pub mod manual;
 pub mod pause;
 pub mod replay;
+pub mod report;
 pub mod run;
 pub mod schema;
 pub mod show;
@@ -126,6 +127,16 @@ enum Command {
     Unpin(unpin::Unpin),
     /// Work for coding agents and people
     Tasks(tasks::Tasks),
+    /// Say that something is alive
+    Heartbeat(report::Heartbeat),
+    /// Say how many wait in a queue
+    Queue(report::Queue),
+    /// Say how long an answer took
+    Latency(report::Latency),
+    /// Report an error, with its trace
+    Error(report::Error),
+    /// Say how good a model's answers are
+    Accuracy(report::Accuracy),
     /// JSON Schema of what --json prints
     Schema(schema::Schema),
     /// Completion for a shell, to stdout
@@ -163,6 +174,11 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Incidents(command) => command.go(global, &mut out),
         Command::Pause(command) => command.go(global, &mut out),
         Command::Resume(command) => command.go(global, &mut out),
+        Command::Heartbeat(command) => command.go(global, &mut out),
+        Command::Queue(command) => command.go(global, &mut out),
+        Command::Latency(command) => command.go(global, &mut out),
+        Command::Error(command) => command.go(global, &mut out),
+        Command::Accuracy(command) => command.go(global, &mut out),
         Command::Schema(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),

@@ -352,6 +352,27 @@ fn what_rests(status: &StatusView, color: bool, out: &mut String) {
         let _ = writeln!(out, "  {head:<10} {subject} until {}: {why}", pause.until);
     }
 }
+/// What applications said of themselves, where they said anything.
+fn records(status: &StatusView, out: &mut String) {
+    let records = &status.records;
+    if records.records == 0 && records.refused.is_empty() {
+        return;
+    }
+    let counts = |counts: &std::collections::BTreeMap<String, u64>| {
+        let shown = counts.iter().filter(|(_, n)| **n > 0).map(|(what, n)| format!("{n} {}", escape(what)));
+        let shown: Vec<String> = shown.collect();
+        if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+    };
+    let _ = writeln!(
+        out,
+        "  {:<10} {} taken in, {} datagrams · names: {} · not taken: {}",
+        "records",
+        records.records,
+        records.datagrams,
+        counts(&records.names),
+        counts(&records.refused)
+    );
+}
 
 /// What the agent found at start: printed in the foreground.
 #[must_use]
@@ -442,6 +463,7 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
         };
         let _ = writeln!(out, "  {:<10} {timed}, {:.0} calls/s", "", status.latency.calls_per_s);
     }
+    records(status, &mut out);
     if blind {
         accounts(status, &mut out);
     }

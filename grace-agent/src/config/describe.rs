@@ -153,8 +153,18 @@ mod tests {
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         wanted.policy.quiet.clone_from(&on.policy.quiet);
         assert!(wanted.triggers.health_gap.spinning.is_some());
-        assert_eq!(Config { process: vec![], file: vec![], model: vec![], ..on.clone() }, wanted);
-        assert_eq!((on.process.len(), on.file.len()), (1, 1));
+        wanted.records.group = on.records.group.clone();
+        assert!(wanted.records.group.is_some());
+        let alone = Config {
+            process: vec![],
+            file: vec![],
+            model: vec![],
+            queue: vec![],
+            route: vec![],
+            ..on.clone()
+        };
+        assert_eq!(alone, wanted);
+        assert_eq!((on.process.len(), on.file.len(), on.queue.len(), on.route.len()), (1, 1, 1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);
     }

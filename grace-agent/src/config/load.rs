@@ -15,6 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Config, Process, Span};
+use crate::reported::{NAME_MAX, is_name, is_value};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/grace/grace.toml";
@@ -300,6 +301,54 @@ impl Config {
             out.longer_than_zero(&health("spinning"), spinning);
         }
 
+        let reported = |name: &str| {
+            let named = if is_name(name) { Ok(()) } else { Err(name.escape_debug()) };
+            named.map_err(|name| {
+                format!("`{name}` is not a name: 1 to {NAME_MAX} bytes without control characters")
+            })
+        };
+        let declared = |process: &Option<String>| match process {
+            Some(name) if !self.process.iter().any(|p| p.name == *name) => {
+                Err(format!("there is no [[process]] named `{}`", name.escape_debug()))
+            }
+            _ => Ok(()),
+        };
+        let mut queues = BTreeMap::new();
+        for (i, queue) in self.queue.iter().enumerate() {
+            let at = |key| [Step::Key("queue"), Step::Index(i), Step::Key(key)];
+            out.unless(&at("name"), reported(&queue.name));
+            out.unless(&at("process"), declared(&queue.process));
+            if let Some(first) = queues.insert(queue.name.as_str(), i + 1) {
+                let name = queue.name.escape_debug();
+                out.push(&at("name"), format!("`{name}` is already [[queue]] number {first}"));
+            }
+        }
+        let mut routes = BTreeMap::new();
+        for (i, route) in self.route.iter().enumerate() {
+            let at = |key| [Step::Key("route"), Step::Index(i), Step::Key(key)];
+            out.unless(&at("name"), reported(&route.name));
+            out.unless(&at("process"), declared(&route.process));
+            if route.budget_ms.is_some_and(|ms| !is_value(ms) || ms <= 0.0) {
+                out.push(&at("budget_ms"), "must be more than 0 milliseconds");
+            }
+            if let Some(first) = routes.insert(route.name.as_str(), i + 1) {
+                let name = route.name.escape_debug();
+                out.push(&at("name"), format!("`{name}` is already [[route]] number {first}"));
+            }
+        }
+        if self.records.bits().is_none() {
+            let at = [Step::Key("records"), Step::Key("mode")];
+            let mode = self.records.mode.escape_debug();
+            out.push(
+                &at,
+                format!("`{mode}` is no mode such as \"0660\": three or four octal digits, at most 0777"),
+            );
+        }
+        if self.records.group.as_deref().is_some_and(|group| group.is_empty() || group.contains([':', '\0']))
+        {
+            out.push(&[Step::Key("records"), Step::Key("group")], "must be a group's name or number");
+        }
+
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
         out.0
@@ -381,6 +430,12 @@ impl Wrongs {
             Step::Index(_) => None,
         });
         self.0.push(Invalid { at: at.to_vec(), message: format!("{}: {message}", key.unwrap_or("value")) });
+    }
+
+    fn unless(&mut self, at: &[Step], fits: Result<(), String>) {
+        if let Err(why) = fits {
+            self.push(at, why);
+        }
     }
 
     fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
@@ -740,6 +795,35 @@ mod tests {
                 "[policy]\nhost_burst = 0".to_owned(),
                 "c.toml:2:14: host_burst: must be at least 1; to change nothing set mode = \"observe\"",
             ),
+            (
+                "[[queue]]\nname = \"\"".to_owned(),
+                "c.toml:2:8: name: `` is not a name: 1 to 256 bytes without control characters",
+            ),
+            (
+                "[[queue]]\nname = \"q\"\nprocess = \"w\"".to_owned(),
+                "c.toml:3:11: process: there is no [[process]] named `w`",
+            ),
+            (
+                "[[queue]]\nname = \"q\"\n[[queue]]\nname = \"q\"".to_owned(),
+                "c.toml:4:8: name: `q` is already [[queue]] number 1",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\nbudget_ms = 0".to_owned(),
+                "c.toml:3:13: budget_ms: must be more than 0 milliseconds",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\nbudget_ms = nan".to_owned(),
+                "c.toml:3:13: budget_ms: must be more than 0 milliseconds",
+            ),
+            (
+                "[[route]]\nname = \"/a\"\n[[route]]\nname = \"/a\"".to_owned(),
+                "c.toml:4:8: name: `/a` is already [[route]] number 1",
+            ),
+            (
+                "[records]\nmode = \"1777\"".to_owned(),
+                "c.toml:2:8: mode: `1777` is no mode such as \"0660\": three or four octal digits, at most 0777",
+            ),
+            ("[records]\ngroup = \"\"".to_owned(), "c.toml:2:9: group: must be a group's name or number"),
             (
                 "[triggers.config_drift]\nsweep = \"10ms\"".to_owned(),
                 "c.toml:2:9: sweep: must be at least `1s`: a sweep reads every owned file",

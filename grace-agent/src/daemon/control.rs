@@ -15,8 +15,8 @@ use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, IncidentView, LatencyView,
-    PathAnswer, PauseView, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView, TaskView,
-    TriggerView, VerifyVerdict, VerifyView,
+    PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer, RefusedView, RingView, SnapshotView,
+    SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
 use crate::config;
@@ -27,11 +27,13 @@ use crate::file_state::{ContentKind, FileState};
 use crate::firing::{FiringId, Scope, State};
 use crate::host;
 use crate::journal::Journal;
+use crate::reported::Reported;
 use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Take};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::look::look;
+use crate::sources::records::{self, Access, Records, Refused};
 use crate::triggers;
 
 /// The agent as the socket sees it.
@@ -56,6 +58,7 @@ pub(super) struct Agent {
     pub(super) config: Mutex<Config>,
     pub(super) config_view: Mutex<ConfigView>,
     pub(super) cost: Arc<Mutex<CostView>>,
+    pub(super) records: Records,
 }
 
 impl Agent {
@@ -72,6 +75,7 @@ impl Agent {
             },
         });
         out.push(lock(&self.gpu).clone());
+        out.push(self.records.health());
         let psi: Vec<String> = ["cpu", "memory", "io"]
             .iter()
             .filter_map(|r| host::pressure(r).map(|percent| format!("{r} {percent:.1} %")))
@@ -190,7 +194,8 @@ impl Control for Agent {
         let mut lost: BTreeMap<String, u64> =
             BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
         lost.extend(self.executor.files.lost());
-        let mut delivered = BTreeMap::new();
+        lost.insert(records::CLASS.to_owned(), self.records.lost());
+        let mut delivered = BTreeMap::from([(records::CLASS.to_owned(), self.records.view().records)]);
         let mut ring = Vec::new();
         if let (Some(probes), Some(reader)) = (&self.probes, &self.reader) {
             let (lost_now, arrived) = (probes.lost_now(), reader.delivered());
@@ -257,6 +262,7 @@ impl Control for Agent {
             cost: CostView { rss_bytes: host::rss_bytes(), ..*lock(&self.cost) },
             pauses: pauses::list(&self.executor).unwrap_or_default(),
             config: config_view,
+            records: self.records.view(),
         }
     }
 
@@ -426,6 +432,7 @@ impl Control for Agent {
         }
         self.journal.note("command", format!("process {} declared by uid {}", process.name, peer.uid));
         declare(&self.executor, process);
+        self.admit_senders();
         Ok(())
     }
 
@@ -441,6 +448,7 @@ impl Control for Agent {
         }
         self.executor.send(Kind::ProcessForgotten { name: name.to_owned() });
         self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
+        self.admit_senders();
         let stopped = self.executor.stop(name);
         start_process::forget(name, &self.executor.running);
         stopped.map_err(ControlError::Failed)
@@ -470,9 +478,43 @@ impl Control for Agent {
     fn config(&self) -> Config {
         lock(&self.config).clone()
     }
+
+    fn report(&self, records: Vec<Result<Reported, String>>, peer: Peer) -> RecordsAnswer {
+        let mut answer = RecordsAnswer::default();
+        let unreadable = records.iter().filter(|record| record.is_err()).count();
+        self.records.refuse(Refused::Json, unreadable);
+        for (index, record) in records.into_iter().enumerate() {
+            let taken = record.and_then(|record| {
+                self.records.report(record, peer.pid, peer.uid).map_err(|why| why.to_string())
+            });
+            match taken {
+                Ok(()) => answer.accepted += 1,
+                Err(reason) => answer.refused.push(RefusedView { index, reason }),
+            }
+        }
+        answer
+    }
 }
 
 impl Agent {
+    /// Lets those send records whom the configuration names, and those whom declared processes run as.
+    pub(super) fn admit_senders(&self) {
+        let users: Vec<String> = lock(&self.executor.specs).values().filter_map(|p| p.user.clone()).collect();
+        let settings = lock(&self.config).records.clone();
+        let access = Access {
+            // Checked when it was read.
+            mode: settings.bits().unwrap_or(0o600),
+            group: settings.group,
+            users: users
+                .iter()
+                // One that does not exist cannot run a process either, which is said there.
+                .filter_map(|user| start_process::user_ids(user).ok())
+                .map(|(uid, _)| uid)
+                .collect(),
+        };
+        self.records.open_to(&access);
+    }
+
     /// The name under which `path` is owned: as given, or with its folder resolved. The file itself may be gone.
     fn owned_name(&self, path: &Path) -> PathBuf {
         if matches!(self.executor.store.current_of(path), Ok(Some(_))) {

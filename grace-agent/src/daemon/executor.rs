@@ -45,6 +45,8 @@ pub(super) struct Executor {
     pub(super) running: PathBuf,
     pub(super) boot_id: String,
     pub(super) events: SyncSender<Event>,
+    /// What processes that Grace starts are told in their environment: where to report to.
+    pub(super) tells: BTreeMap<String, String>,
 }
 
 impl Executor {
@@ -120,9 +122,12 @@ impl Executor {
     }
 
     fn start(&self, name: &str) -> Result<String, String> {
-        let Some(process) = lock(&self.specs).get(name).cloned() else {
+        let Some(mut process) = lock(&self.specs).get(name).cloned() else {
             return Err("not declared any more".to_owned());
         };
+        for (variable, value) in &self.tells {
+            process.env.entry(variable.clone()).or_insert_with(|| value.clone());
+        }
         if let Some((pid, _)) = self.processes.running(name) {
             return Ok(format!("runs already as pid {pid}"));
         }

@@ -1,7 +1,7 @@
 //! The agent: joins every room. Threads and channels stand here, judgement does not.
 //!
 //! Threads: `grace-ring` reads the probes · `grace-files` looks at files · `grace-processes` waits on pidfds ·
-//! `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
+//! `grace-records` reads what applications say · `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
 mod control;
@@ -45,6 +45,7 @@ use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::self_test;
 use crate::sources::processes::Processes;
+use crate::sources::records::{Records, Socket};
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use control::Agent;
@@ -54,6 +55,9 @@ use upkeep::Upkeep;
 
 /// Events between sources and engine. A full channel makes the sources wait; what the kernel then drops it counts.
 const CHANNEL: usize = 8192;
+
+/// The datagram socket, beside the other one.
+const DATAGRAMS: &str = "grace.dgram";
 
 /// Runs the agent until it is told to stop.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
@@ -102,6 +106,7 @@ fn serve(
     let loading = std::thread::Builder::new()
         .name("grace-load".into())
         .spawn(move || ebpf::load(ebpf::Options { pin: pin.as_deref(), slow_rate }))?;
+    let datagrams = Socket::bind(&options.socket.with_file_name(DATAGRAMS));
     let store = Arc::new(Store::open(&state)?);
     let tell = firings.clone();
     let journal = Arc::new(Journal::open(state.db()?, state.db()?, move |view| {
@@ -145,6 +150,8 @@ fn serve(
     if let Some(reader) = &reader {
         reader.tell_processes(Arc::clone(&processes));
     }
+    let records = Records::start(datagrams, Arc::clone(&processes), events.clone())
+        .context("cannot start to read records")?;
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -158,6 +165,7 @@ fn serve(
         running: state.path().join("running"),
         boot_id: boot_id.clone(),
         events: events.clone(),
+        tells: tells(&options.socket, records.path()),
     });
 
     let engine = Engine::new(&config);
@@ -238,7 +246,9 @@ fn serve(
         config: Mutex::new(config),
         config_view: Mutex::new(ConfigView { file: config_file, refused: None }),
         cost,
+        records,
     });
+    agent.admit_senders();
     let inventory = Arc::clone(&agent);
     runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
@@ -248,6 +258,7 @@ fn serve(
     // In the order of the flow: no new facts, then what was judged becomes durable.
     stop.store(true, Ordering::Release);
     files.stop();
+    agent.records.stop();
     executor.send(Kind::Tick);
     for thread in [files_thread, engine_thread] {
         if thread.join().is_err() {
@@ -364,6 +375,14 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());
     *lock(&agent.config) = config;
+    agent.admit_senders();
+}
+
+/// What processes that Grace starts find in their environment: where clients of Grace, and of systemd, report to.
+fn tells(socket: &Path, datagrams: Option<&Path>) -> BTreeMap<String, String> {
+    let text = |path: &Path| path.to_str().map(str::to_owned);
+    let pairs = [("GRACE_SOCKET", text(socket)), ("NOTIFY_SOCKET", datagrams.and_then(text))];
+    pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// Takes a snapshot of every `[[file]]` that has none yet, and returns all that is owned.

@@ -76,6 +76,11 @@ impl Lineage {
         }
     }
 
+    /// The declared process that `pid` descends from.
+    pub(super) fn root_of(&self, pid: u32) -> Option<u32> {
+        self.roots.iter().find(|(_, family)| family.alive.contains_key(&pid)).map(|(root, _)| *root)
+    }
+
     /// The living descendants of `root` by age, oldest first, and how many there ever were.
     pub(super) fn of(&self, root: u32) -> (Vec<Descendant>, u64) {
         let Some(family) = self.roots.get(&root) else { return Default::default() };

@@ -14,4 +14,5 @@ mod marks;
 pub mod pressure;
 pub mod processes;
 mod progress;
+pub mod records;
 pub mod who;

@@ -34,6 +34,8 @@ const TAIL_LINE: usize = 400;
 const TAIL_BYTES: u64 = 8 << 10;
 /// Descendants of a process that are looked for when it begins to be watched.
 const DESCENDANTS: usize = 1024;
+/// Parents that are asked for their own.
+const GENERATIONS: usize = 64;
 /// Slow calls told to the engine a second; more are counted.
 const SLOW_TOLD: u32 = 20;
 /// Timed calls of a class before its p99 says what is normal.
@@ -90,6 +92,13 @@ pub fn start_ticks(pid: u32) -> Option<StartTicks> {
     // The name in parentheses may contain anything, parentheses and spaces too: count from its end.
     let rest = stat.get(stat.rfind(')')? + 1..)?;
     rest.split_whitespace().nth(19)?.parse().ok().map(StartTicks)
+}
+
+/// The parent of `pid`; none where it is gone.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.get(stat.rfind(')')? + 1..)?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 impl Processes {
@@ -290,6 +299,25 @@ impl Processes {
                 probes.set_slow_from(running.pid, slow_from);
             }
         }
+    }
+
+    /// The declared process that `pid` is or descends from; none: it is no descendant of any, or is gone.
+    #[must_use]
+    pub fn name_of_family(&self, pid: u32) -> Option<String> {
+        let root = lock(&self.lineage).root_of(pid);
+        if let Some(name) = root.and_then(|root| self.name_of(root)) {
+            return Some(name);
+        }
+        // Without probes, or before they saw it: from parent to parent.
+        let mut next = Some(pid);
+        for _ in 0..GENERATIONS {
+            let pid = next.filter(|pid| *pid > 1)?;
+            if let Some(name) = self.name_of(pid) {
+                return Some(name);
+            }
+            next = parent(pid);
+        }
+        None
     }
 
     fn name_of(&self, root: u32) -> Option<String> {

@@ -11,6 +11,7 @@ mod idle;
 pub(crate) mod noise;
 mod peers;
 mod program;
+mod records;
 mod report;
 mod restart;
 mod ring;
@@ -70,6 +71,8 @@ enum Name {
     Program,
     /// How many events a second the probes' ring carries without loss
     Ring,
+    /// How many datagrams a second applications can send, and what they cost
+    Records,
 }
 
 /// What every benchmark needs to know.
@@ -116,6 +119,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Write => write::measure(&bench),
             Name::Program => program::measure(&bench),
             Name::Ring => ring::measure(&bench),
+            Name::Records => records::measure(&bench),
         };
         match table {
             Ok(mut table) => {
