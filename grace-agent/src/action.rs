@@ -49,6 +49,13 @@ pub enum Action {
         /// When it is done.
         acceptance: String,
     },
+    /// End a declared process that runs but does not work, as `StopProcess` does, and start it again.
+    RestartProcess {
+        /// Its name.
+        name: String,
+        /// Why, in Grace's own words.
+        reason: String,
+    },
 }
 
 impl Action {
@@ -61,6 +68,7 @@ impl Action {
             Self::StartProcess { .. } => "start_process",
             Self::StopProcess { .. } => "stop_process",
             Self::FileTask { .. } => "file_task",
+            Self::RestartProcess { .. } => "restart_process",
         }
     }
 

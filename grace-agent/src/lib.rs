@@ -3,6 +3,7 @@
 pub mod action;
 pub mod actions;
 pub mod api;
+pub mod baseline;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod recording;
 pub mod replay;
 pub mod safe_path;
 pub mod sha256;
+pub mod sketch;
 pub mod snapshots;
 pub mod sources;
 pub mod state_dir;

@@ -1,5 +1,7 @@
 //! The verbs: one file per action of the closed enum `action::Action`. They change the host and never decide.
 
 pub mod quarantine;
+pub mod restart_process;
 pub mod restore_file;
 pub mod start_process;
+pub mod stop_process;

@@ -147,6 +147,9 @@ fn subject(subject: &Subject) -> String {
         Subject::File(path) => path.display().to_string(),
         Subject::Process(name) => name.clone(),
         Subject::Trigger(name) => format!("trigger {name}"),
+        Subject::Heartbeat(name) => format!("heartbeat {name}"),
+        Subject::Queue(name) => format!("queue {name}"),
+        Subject::Route(name) => format!("route {name}"),
     }
 }
 

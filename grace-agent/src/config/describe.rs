@@ -152,7 +152,12 @@ mod tests {
         // Not set by default: switched on it is the example.
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         assert!(wanted.triggers.health_gap.spinning.is_some());
-        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
+        wanted.triggers.latency_spike.relearn_after = on.triggers.latency_spike.relearn_after;
+        assert!(wanted.triggers.latency_spike.relearn_after.is_some());
+        assert_eq!(
+            Config { process: vec![], file: vec![], queue: vec![], route: vec![], ..on.clone() },
+            wanted
+        );
         assert_eq!((on.process.len(), on.file.len()), (1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);

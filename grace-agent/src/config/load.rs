@@ -219,6 +219,80 @@ impl Config {
         if let Some(spinning) = self.triggers.health_gap.spinning {
             out.longer_than_zero(&health("spinning"), spinning);
         }
+        let set = &self.triggers.health_gap;
+        for (key, factor) in [
+            ("heartbeat_factor", set.heartbeat_factor),
+            ("log_factor", set.log_factor),
+            ("flat_factor", set.flat_factor),
+        ] {
+            out.above_one(&health(key), factor);
+        }
+        for (key, span) in [
+            ("heartbeat_at_least", set.heartbeat_at_least),
+            ("log_at_least", set.log_at_least),
+            ("flat_at_least", set.flat_at_least),
+        ] {
+            if span < Span::secs(1) {
+                out.push(&health(key), "must be at least `1s`");
+            }
+        }
+        out.at_least_one(&health("learn"), set.learn, "nothing is normal without a past");
+
+        let spike = |key| [Step::Key("triggers"), Step::Key("latency_spike"), Step::Key(key)];
+        let set = &self.triggers.latency_spike;
+        for (key, factor) in [
+            ("queue_factor", set.queue_factor),
+            ("route_factor", set.route_factor),
+            ("syscall_factor", set.syscall_factor),
+        ] {
+            out.above_one(&spike(key), factor);
+        }
+        for (key, least) in [
+            ("queue_at_least", set.queue_at_least),
+            ("route_at_least_ms", set.route_at_least_ms),
+            ("syscall_at_least_ms", set.syscall_at_least_ms),
+        ] {
+            out.not_negative(&spike(key), least);
+        }
+        for (key, share) in [("backlog", set.backlog), ("clear", set.clear)] {
+            if !(share > 0.0 && share <= 1.0) {
+                out.push(&spike(key), "must be above 0 and at most 1");
+            }
+        }
+        out.at_least_one(&spike("learn"), set.learn, "nothing is normal without a past");
+        if let Some(after) = set.relearn_after {
+            out.longer_than_zero(&spike("relearn_after"), after);
+        }
+
+        let known = |process: &Option<String>| {
+            process.as_ref().is_none_or(|name| self.process.iter().any(|p| p.name == *name))
+        };
+        let mut names = BTreeMap::new();
+        for (i, queue) in self.queue.iter().enumerate() {
+            let at = |key| [Step::Key("queue"), Step::Index(i), Step::Key(key)];
+            out.application_name(&at("name"), &queue.name);
+            out.not_negative(&at("limit"), queue.limit.unwrap_or(0.0));
+            if !known(&queue.process) {
+                out.push(&at("process"), "no [[process]] has this name");
+            }
+            if let Some(first) = names.insert(&queue.name, i) {
+                let first = first + 1;
+                out.push(&at("name"), format!("is already declared by [[queue]] number {first}"));
+            }
+        }
+        let mut names = BTreeMap::new();
+        for (i, route) in self.route.iter().enumerate() {
+            let at = |key| [Step::Key("route"), Step::Index(i), Step::Key(key)];
+            out.application_name(&at("name"), &route.name);
+            out.not_negative(&at("budget_ms"), route.budget_ms.unwrap_or(0.0));
+            if !known(&route.process) {
+                out.push(&at("process"), "no [[process]] has this name");
+            }
+            if let Some(first) = names.insert(&route.name, i) {
+                let first = first + 1;
+                out.push(&at("name"), format!("is already declared by [[route]] number {first}"));
+            }
+        }
 
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
@@ -287,6 +361,9 @@ impl Process {
         if self.importance > 100 {
             out.push(&key("importance"), format!("must be from 0 to 100, not {}", self.importance));
         }
+        if self.heartbeat.is_some_and(|gap| gap < Span::secs(1)) {
+            out.push(&key("heartbeat"), "must be at least `1s`: heartbeats are judged by the second");
+        }
         out.0
     }
 }
@@ -306,6 +383,24 @@ impl Wrongs {
     fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
         if value == 0 {
             self.push(at, format!("must be at least 1; {instead}"));
+        }
+    }
+
+    fn above_one(&mut self, at: &[Step], factor: f64) {
+        if !(factor > 1.0 && factor.is_finite()) {
+            self.push(at, "must be a number above 1");
+        }
+    }
+
+    fn not_negative(&mut self, at: &[Step], value: f64) {
+        if !(value >= 0.0 && value.is_finite()) {
+            self.push(at, "must not be negative");
+        }
+    }
+
+    fn application_name(&mut self, at: &[Step], name: &str) {
+        if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
+            self.push(at, "must be a name of 1 to 256 bytes without control characters");
         }
     }
 
@@ -654,6 +749,23 @@ mod tests {
             (
                 "[triggers.config_drift]\nsweep = \"10ms\"".to_owned(),
                 "c.toml:2:9: sweep: must be at least `1s`: a sweep reads every owned file",
+            ),
+            (
+                process("heartbeat = \"10ms\""),
+                "c.toml:4:13: heartbeat: must be at least `1s`: heartbeats are judged by the second",
+            ),
+            (
+                "[triggers.health_gap]\nlog_factor = 1.0".to_owned(),
+                "c.toml:2:14: log_factor: must be a number above 1",
+            ),
+            (
+                "[triggers.latency_spike]\nbacklog = 80.0".to_owned(),
+                "c.toml:2:11: backlog: must be above 0 and at most 1",
+            ),
+            ("[[queue]]\nname = \"q\"\nlimit = nan".to_owned(), "c.toml:3:9: limit: must not be negative"),
+            (
+                "[[route]]\nname = \"/a\"\nprocess = \"w\"".to_owned(),
+                "c.toml:3:11: process: no [[process]] has this name",
             ),
         ] {
             assert_eq!(first(&text), expected);

@@ -7,6 +7,7 @@ pub mod files;
 pub mod gpu;
 pub mod inode;
 pub mod lineage;
+pub mod listeners;
 pub mod look;
 pub mod mapped;
 pub mod processes;

@@ -3,10 +3,13 @@
 
 pub mod config_drift;
 pub mod health_gap;
+pub mod latency_spike;
+
+use std::time::Duration;
 
 use crate::config;
 use crate::event::{Actor, Event, Inferred, Timestamp};
-use crate::firing::Verdict;
+use crate::firing::{Finding, Subject, Verdict};
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
 /// and the README's table.
@@ -40,6 +43,56 @@ pub trait Trigger: Send {
     }
     /// How many subjects it judges.
     fn subjects(&self) -> usize;
+    /// What it has learned and shall know when the agent runs again: given back by `Kind::Learned`. None: it learns
+    /// nothing.
+    fn learned(&self) -> Option<serde_json::Value> {
+        None
+    }
+    /// What people should know of its judgement now, a few lines: what it is still learning, what it does not judge.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Names of one kind that a trigger judges at most: whoever sends more of them costs no more memory.
+pub(crate) const MAX_NAMES: usize = 10_000;
+/// Bytes of a name at most.
+pub(crate) const MAX_NAME: usize = 256;
+/// Lines of a kind in `notes` at most.
+pub(crate) const MAX_NOTES: usize = 8;
+
+/// What was kept of `spec`'s learning cannot be used.
+pub(crate) fn unusable(spec: &Spec, why: &str, now: Timestamp) -> Verdict {
+    Verdict::Happened(Box::new(Finding {
+        subject: Subject::Trigger(spec.name.to_owned()),
+        since: now,
+        summary: format!("what {} had learned cannot be used: it learns anew", spec.name),
+        measured: why.escape_debug().to_string(),
+        threshold: "none".into(),
+        baseline: "none".into(),
+        writer: None,
+        noticed_by: None,
+        evidence: Vec::new(),
+        remedy: Vec::new(),
+        delay: Duration::ZERO,
+        hold: None,
+    }))
+}
+
+/// `seconds` as a duration, whatever number it is.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    const YEARS: f64 = 1e9;
+    // A NaN becomes 0.
+    Duration::from_secs_f64(seconds.max(0.0).min(YEARS))
+}
+
+/// A duration as people read it: whole seconds, where it is longer than ten.
+pub(crate) fn lasting(time: Duration) -> String {
+    let time = match time.as_secs() {
+        0..10 => Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        s => Duration::from_secs(s),
+    };
+    humantime::format_duration(time).to_string()
 }
 
 /// All triggers, in the order in which they judge.
@@ -48,13 +101,14 @@ pub fn all(config: &config::Triggers) -> Vec<Box<dyn Trigger>> {
     vec![
         Box::new(health_gap::HealthGap::new(config.health_gap.clone())),
         Box::new(config_drift::ConfigDrift::new(config.config_drift.clone())),
+        Box::new(latency_spike::LatencySpike::new(config.latency_spike.clone())),
     ]
 }
 
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC]
+    vec![&health_gap::SPEC, &config_drift::SPEC, &latency_spike::SPEC]
 }
 
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
