@@ -13,10 +13,24 @@ const LARGEST: f64 = 1e12;
 
 /// Observations that are finite and not negative.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "Vec<(i32, u64)>", into = "Vec<(i32, u64)>")]
 pub struct Sketch {
     /// By bucket: how many.
     buckets: BTreeMap<i32, u64>,
+}
+
+/// Pairs, because a map's keys are text in JSON, and in an event they do not become numbers again.
+impl From<Sketch> for Vec<(i32, u64)> {
+    fn from(sketch: Sketch) -> Self {
+        sketch.buckets.into_iter().collect()
+    }
+}
+
+impl From<Vec<(i32, u64)>> for Sketch {
+    fn from(pairs: Vec<(i32, u64)>) -> Self {
+        // From a file, so it may be anything: buckets that no observation has are dropped.
+        Self { buckets: pairs.into_iter().filter(|(bucket, _)| bucket.abs() <= 1000).collect() }
+    }
 }
 
 impl Sketch {

@@ -88,6 +88,8 @@ impl Pulse {
         }
         let gap = now.since(last);
         self.last = Some(now);
+        // Whoever is heard of has started, or is awake.
+        self.not_before = Timestamp::default();
         let uneven = std::mem::take(&mut self.uneven);
         let late = self.limit.is_some_and(|limit| gap > limit);
         if self.missing {
