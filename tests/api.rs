@@ -302,6 +302,7 @@ impl Control for Fake {
                     text: evil("admitted"),
                 }],
                 holds: vec![firing(2, State::Holds)],
+                notes: vec![evil("queue q: learning, 3 of 30 values")],
             }),
         }
     }
@@ -313,6 +314,7 @@ impl Control for Fake {
             state: Health::Ok,
             subjects: 1,
             holds: 1,
+            notes: vec![evil("queue q: learning, 3 of 30 values")],
         }]
     }
 

@@ -45,14 +45,15 @@ fn nothing_left(tmp: &Path) {
 }
 
 const DRIFT: [&str; 7] = ["agent", "snapshot", "fault", "firing", "repaired", "cleared", "verified"];
+const SPIKE: [&str; 8] = ["agent", "process", "fault", "firing", "filed", "mended", "cleared", "verified"];
 const GAP: [&str; 7] = ["agent", "process", "fault", "firing", "repaired", "cleared", "verified"];
 
 #[test]
 fn without_an_agent_it_brings_its_own_and_takes_it_along() {
     let tmp = tempfile::tempdir().unwrap();
-    for (fault, names) in [("config_drift", DRIFT), ("health_gap", GAP)] {
+    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP), ("latency_spike", &SPIKE)] {
         let out = inject(Path::new("/nonexistent/s"), tmp.path(), &[fault, "--json"]).output().unwrap();
-        told(&out, &names);
+        told(&out, names);
         nothing_left(tmp.path());
     }
 }
@@ -61,16 +62,16 @@ fn without_an_agent_it_brings_its_own_and_takes_it_along() {
 fn an_agent_that_repairs_is_used_and_left_as_it_was() {
     let agent = Agent::start("");
     let tmp = tempfile::tempdir().unwrap();
-    for (fault, names) in [("config_drift", DRIFT), ("health_gap", GAP)] {
+    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP), ("latency_spike", &SPIKE)] {
         let out = inject(&agent.socket(), tmp.path(), &[fault, "--json"]).output().unwrap();
-        told(&out, &names);
+        told(&out, names);
         let first = steps(&out)[0]["text"].as_str().unwrap().to_owned();
         assert!(first.contains(&format!("pid {} ", agent.pid())), "{first}");
         let status = agent.json(&["status", "--json"]);
         assert_eq!((&status["files"], &status["processes"]), (&json!(0), &json!([])), "{status:#}");
         nothing_left(tmp.path());
     }
-    assert_eq!(agent.firings().len(), 2);
+    assert_eq!(agent.firings().len(), 3);
 }
 
 #[test]
@@ -122,5 +123,5 @@ fn a_reader_that_leaves_costs_the_agent_nothing() {
 fn the_list_says_what_can_be_made() {
     let out = inject(Path::new("/nonexistent/s"), Path::new("/tmp"), &["--list"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
-    assert!(text.contains("config_drift") && text.contains("health_gap"), "{text}");
+    assert!(["config_drift", "health_gap", "latency_spike"].iter().all(|f| text.contains(f)), "{text}");
 }

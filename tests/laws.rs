@@ -6,9 +6,9 @@ use std::time::Duration;
 use grace_agent::action::{Action, Outcome};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
-use grace_agent::event::{Actor, Event, Exit, Kind, Restart, RestartPolicy, Timestamp, Via};
+use grace_agent::event::{Actor, Doing, Event, Exit, Kind, Restart, RestartPolicy, Timestamp, Via};
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
-use grace_agent::firing::State;
+use grace_agent::firing::{Firing, FiringId, State};
 use grace_agent::replay::replay;
 use grace_agent::sketch::Sketch;
 use proptest::prelude::*;
@@ -78,6 +78,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => (0..9u64).prop_map(|total| Kind::Lost { class: "file".into(), total }),
         2 => Just(Kind::Tick),
         3 => reported(),
+        12 => signal(),
     ]
 }
 
@@ -99,6 +100,47 @@ fn reported() -> impl Strategy<Value = Kind> {
         (name(), proptest::option::of(".{0,99}"), 1..9u64).prop_map(|(kind, trace, count)| {
             Kind::ErrorReported { kind, trace, source: "p".into(), count }
         }),
+    ]
+}
+
+/// What applications and the kernel tell of the time series that are judged: also what is no number that means anything.
+fn signal() -> impl Strategy<Value = Kind> {
+    let process = (0..PROCESSES.len()).prop_map(|i| PROCESSES[i].to_owned());
+    let name = prop_oneof![Just("p".to_owned()), Just("p.jobs".to_owned()), Just("x".to_owned())];
+    let value = prop_oneof![
+        4 => (0..100u32).prop_map(f64::from),
+        1 => (0..3_000u32).prop_map(f64::from),
+        1 => prop_oneof![Just(-1.0), Just(1e300), Just(-1e300), Just(0.1 + 0.2), Just(f64::MIN_POSITIVE)],
+    ];
+    let doing = prop_oneof![Just(Doing::Working), Just(Doing::Spinning), Just(Doing::Blocked)];
+    let since = (0..60u64).prop_map(|s| Timestamp(s * 1_000_000_000));
+    prop_oneof![
+        6 => (name.clone(), 0..3u64).prop_map(|(name, count)| Kind::Heartbeat { name, count }),
+        4 => (name.clone(), value.clone()).prop_map(|(name, depth)| Kind::QueueDepth { name, depth, max: depth }),
+        4 => (name.clone(), proptest::collection::vec(value.clone(), 0..5)).prop_map(|(route, values)| {
+            let mut took_ms = Sketch::default();
+            for value in values {
+                took_ms.record(value);
+            }
+            Kind::RouteLatency { route, took_ms }
+        }),
+        4 => (name, value.clone()).prop_map(|(name, value)| Kind::Metric { name, value, count: 1 }),
+        2 => (process.clone(), 0..3u64).prop_map(|(process, lines)| Kind::LogActivity { process, lines }),
+        2 => (process.clone(), value.clone()).prop_map(|(process, p99_us)| {
+            Kind::SyscallLatency { process, class: "sync".into(), p99_us, calls: 100 }
+        }),
+        2 => (process.clone(), 0..9u32, 0..9u32).prop_map(|(process, len, limit)| {
+            Kind::Backlog { process, listener: "a".into(), len, limit }
+        }),
+        2 => (process.clone(), 1..9u32, doing, since)
+            .prop_map(|(name, pid, doing, since)| Kind::Progress { name, pid, doing, since, wait: None }),
+        1 => (0..100_000u64).prop_map(|away_ms| Kind::Resumed { away_ms }),
+        1 => (process.clone(), proptest::option::of(1..9_000u64))
+            .prop_map(|(name, heartbeat_ms)| Kind::ProcessExpects { name, heartbeat_ms }),
+        1 => (proptest::option::of(value.clone()), proptest::option::of(process.clone()))
+            .prop_map(|(limit, process)| Kind::QueueDeclared { name: "x".into(), limit, process }),
+        1 => (proptest::option::of(value), proptest::option::of(process))
+            .prop_map(|(budget_ms, process)| Kind::RouteDeclared { name: "x".into(), budget_ms, process }),
     ]
 }
 
@@ -233,6 +275,68 @@ proptest! {
         }
     }
 
+    /// A process that falls silent again and again is not restarted more often than its budget allows either, and always
+    /// is said to be silent.
+    #[test]
+    fn the_restart_budget_holds_for_silence_too(beats in proptest::collection::vec(1..40u64, 1..12), burst in 0..4u32) {
+        let policy = RestartPolicy { burst, interval_ms: 3_600_000, backoff_ms: 1, backoff_max_ms: 10, stable_ms: 5_000, restart: Restart::Always };
+        let mut world = World::new(Mode::Repair);
+        world.see(0, Kind::ProcessDeclared { name: "p".into(), policy, importance: 50, pid: Some(1) });
+        world.see(0, Kind::ProcessExpects { name: "p".into(), heartbeat_ms: Some(2_000) });
+        for (pid, beats) in (2..).zip(&beats) {
+            world.beats("p", *beats, 1);
+            prop_assert_eq!(world.holding("health_gap"), 0, "it beats: {:#?}", world.last_firing());
+            let before = world.orders.len();
+            world.pass(30);
+            prop_assert_eq!(world.holding("health_gap"), 1, "it is silent");
+            let restarted = world.orders[before..].iter().any(|(_, a)| a.name() == "restart_process");
+            prop_assert_eq!(restarted, pid - 2 < burst);
+            if restarted {
+                let exit = Exit { signal: Some(15), asked_for: true, restarting: true, ..Exit::default() };
+                world.see(0, Kind::ProcessExited { name: "p".into(), pid: pid - 1, exit, stderr_tail: Vec::new() });
+                world.see(0, Kind::ProcessStarted { name: "p".into(), pid });
+                prop_assert_eq!(world.holding("health_gap"), 1, "that it runs is no heartbeat");
+            }
+            world.beats("p", 3, 1);
+        }
+        prop_assert!(world.orders.iter().all(|(_, a)| a.name() != "start_process"), "a restart is no crash");
+    }
+
+    /// Whatever was normal, and whatever it jumps to: a fault that lasts is said to be one to its end, is never learned,
+    /// and what was normal before clears it.
+    #[test]
+    fn a_fault_is_never_learned(normal in 1..50u32, times in 20..1000u32, seconds in 30..2_000u64) {
+        let (normal, high) = (f64::from(normal), f64::from(normal * times));
+        let mut world = World::new(Mode::Repair);
+        let depth = |depth| Kind::QueueDepth { name: "q".into(), depth, max: depth };
+        (0..60).for_each(|i| world.see(1_000, depth(normal + f64::from(i % 3))));
+        prop_assert_eq!(world.holding("latency_spike"), 0);
+        (0..seconds).for_each(|_| world.see(1_000, depth(high.max(500.0))));
+        prop_assert_eq!(world.holding("latency_spike"), 1);
+        world.pass(100_000);
+        prop_assert_eq!(world.holding("latency_spike"), 1, "silence is no recovery");
+        (0..30).for_each(|_| world.see(1_000, depth(normal)));
+        prop_assert_eq!(world.holding("latency_spike"), 0);
+        (0..30).for_each(|_| world.see(1_000, depth(high.max(500.0))));
+        prop_assert_eq!(world.holding("latency_spike"), 1, "it was learned");
+    }
+
+    /// Neither a step of the wall clock (which no event carries) nor suspend makes anything missing, however long.
+    #[test]
+    fn sleep_is_not_silence(gap in 1..60u64, sleep_s in prop_oneof![1..100u64, Just(3_600), Just(315_360_000)]) {
+        let mut world = World::new(Mode::Repair);
+        world.beats("h", 30, gap);
+        for _ in 0..5 {
+            // Timestamps jump, because CLOCK_BOOTTIME counts the sleep; the judge's thread tells of it first.
+            world.see(sleep_s * 1_000, Kind::Resumed { away_ms: sleep_s * 1_000 });
+            world.see(0, Kind::Tick);
+            prop_assert_eq!(world.holding("health_gap"), 0, "{:#?}", world.last_firing());
+            world.beats("h", 3, gap);
+        }
+        world.pass((3 * gap).max(10) + 1);
+        prop_assert_eq!(world.holding("health_gap"), 1, "and silence is");
+    }
+
     /// Of one firing at most one rung runs at a time, and a cleared one runs nothing more.
     #[test]
     fn one_rung_at_a_time(stream in stream()) {
@@ -277,6 +381,83 @@ proptest! {
         }
         let (_, more) = judge(&config, Mode::Repair, &stream);
         prop_assert_eq!(base, more);
+    }
+}
+
+/// An engine, its clock, and what it ordered. Every order succeeds at once.
+struct World {
+    engine: Engine,
+    now: Timestamp,
+    orders: Vec<(Timestamp, Action)>,
+    firings: std::collections::BTreeMap<FiringId, Firing>,
+}
+
+impl World {
+    fn new(mode: Mode) -> Self {
+        let config = Config { mode, ..Config::default() };
+        let mut world = Self {
+            engine: Engine::new(&config),
+            now: Timestamp(1_000_000_000_000),
+            orders: Vec::new(),
+            firings: Default::default(),
+        };
+        world.see(0, Kind::Mode { mode });
+        world
+    }
+
+    /// `kind`, `gap_ms` after the last event. What the engine wanted to be woken for until then comes first.
+    fn see(&mut self, gap_ms: u64, kind: Kind) {
+        let at = self.now.after(Duration::from_millis(gap_ms));
+        // What slept is woken late.
+        while let Some(wake) = self.engine.wake().filter(|w| *w < at && !matches!(kind, Kind::Resumed { .. }))
+        {
+            self.now = self.now.max(wake);
+            self.step(Kind::Tick);
+        }
+        self.now = at;
+        self.step(kind);
+    }
+
+    fn step(&mut self, kind: Kind) {
+        let mut inbox = vec![kind];
+        while let Some(kind) = inbox.pop() {
+            for effect in self.engine.step(&Event { at: self.now, kind }) {
+                match effect {
+                    Effect::Run(order) => {
+                        self.orders.push((self.now, order.action.clone()));
+                        inbox.push(Kind::Outcome(Outcome {
+                            firing: order.firing,
+                            subject: order.subject,
+                            action: order.action.name().into(),
+                            rung: order.rung,
+                            result: Ok("done".into()),
+                            took_us: 1,
+                        }));
+                    }
+                    Effect::Firing(firing) => drop(self.firings.insert(firing.id, firing)),
+                    Effect::Decision { .. } => {}
+                }
+            }
+        }
+    }
+
+    /// `count` heartbeats of `name`, each `gap` seconds after the one before.
+    fn beats(&mut self, name: &str, count: u64, gap: u64) {
+        for _ in 0..count {
+            self.see(gap * 1_000, Kind::Heartbeat { name: name.into(), count: 1 });
+        }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.see(seconds * 1_000, Kind::Tick);
+    }
+
+    fn holding(&self, trigger: &str) -> usize {
+        self.firings.values().filter(|f| f.trigger == trigger && f.state == State::Holds).count()
+    }
+
+    fn last_firing(&self) -> Option<&Firing> {
+        self.firings.values().next_back()
     }
 }
 
@@ -373,4 +554,216 @@ fn a_restore_that_failed_is_tried_again_later() {
     // Twenty minutes: at once with three retries, then every five minutes the same.
     assert!((12..=20).contains(&restores), "{restores} restores");
     assert!((3..=5).contains(&tasks), "{tasks} tasks");
+}
+
+/// A process with heartbeats, a queue and a route of its own, all learned to be regular.
+fn worker() -> World {
+    let mut world = World::new(Mode::Repair);
+    let policy = RestartPolicy {
+        burst: 5,
+        interval_ms: 600_000,
+        backoff_ms: 100,
+        backoff_max_ms: 1_000,
+        stable_ms: 5_000,
+        restart: Restart::Always,
+    };
+    world.see(0, Kind::ProcessDeclared { name: "w".into(), policy, importance: 50, pid: Some(7) });
+    world
+        .see(0, Kind::QueueDeclared { name: "jobs".into(), limit: Some(1_000.0), process: Some("w".into()) });
+    world.see(
+        0,
+        Kind::RouteDeclared { name: "/do".into(), budget_ms: Some(500.0), process: Some("w".into()) },
+    );
+    (0..60).for_each(|i| {
+        queued(&mut world, f64::from(5 + i % 4));
+        answered(&mut world, 20.0);
+    });
+    assert_eq!(world.firings.len(), 0);
+    world
+}
+
+fn queued(world: &mut World, depth: f64) {
+    world.see(500, Kind::QueueDepth { name: "jobs".into(), depth, max: depth });
+}
+
+fn answered(world: &mut World, ms: f64) {
+    let mut took_ms = Sketch::default();
+    for _ in 0..10 {
+        took_ms.record(ms);
+    }
+    world.see(500, Kind::RouteLatency { route: "/do".into(), took_ms });
+}
+
+/// Work waits and nothing is answered any more: stuck, and restarted.
+#[test]
+fn a_stuck_process_is_restarted() {
+    let mut world = worker();
+    (0..120).for_each(|i| queued(&mut world, f64::from(10 + 20 * i)));
+    let stuck = world.firings.values().find(|f| f.trigger == "health_gap").expect("a firing");
+    assert!(stuck.summary.contains("route /do stands still"), "{stuck:#?}");
+    assert!(
+        world.orders.iter().any(|(_, a)| matches!(a, Action::RestartProcess { name, .. } if name == "w"))
+    );
+    // That it runs again is no answer.
+    let exit = Exit { asked_for: true, restarting: true, ..Exit::default() };
+    world.see(0, Kind::ProcessExited { name: "w".into(), pid: 7, exit, stderr_tail: Vec::new() });
+    world.see(10, Kind::ProcessStarted { name: "w".into(), pid: 8 });
+    world.pass(20);
+    assert_eq!(world.holding("health_gap"), 1);
+    (0..4).for_each(|_| answered(&mut world, 20.0));
+    assert_eq!(world.holding("health_gap"), 0);
+}
+
+/// The same queue, but answers go on, slowly: saturated. That is told as too much work, and nothing is restarted.
+#[test]
+fn a_saturated_process_is_not_restarted() {
+    let mut world = worker();
+    (0..600).for_each(|i| {
+        queued(&mut world, f64::from(10 + 20 * i));
+        answered(&mut world, 2_000.0);
+    });
+    assert_eq!(
+        (world.holding("health_gap"), world.holding("latency_spike")),
+        (0, 2),
+        "the queue and the route"
+    );
+    let restarts = world.orders.iter().filter(|(_, a)| a.changes_host()).count();
+    assert_eq!(restarts, 0, "{:?}", world.orders);
+}
+
+/// Nothing to do is no fault: neither queue nor route is told of for a night.
+#[test]
+fn an_idle_process_is_left_alone() {
+    let mut world = worker();
+    (0..20).for_each(|_| queued(&mut world, 0.0));
+    for _ in 0..8 {
+        world.pass(3_600);
+        (0..5).for_each(|_| queued(&mut world, 0.0));
+    }
+    assert_eq!(world.firings.len(), 0, "{:#?}", world.last_firing());
+}
+
+/// A gauge that came to rest while its process answers is worth a task, not a restart.
+#[test]
+fn what_stands_still_beside_other_signs_of_life_is_a_task() {
+    let mut world = worker();
+    let cache = |mb| Kind::Metric { name: "w.cache_mb".into(), value: mb, count: 1 };
+    (0..30).for_each(|i| {
+        world.see(500, cache(f64::from(i)));
+        answered(&mut world, 20.0);
+    });
+    (0..300).for_each(|_| {
+        world.see(500, cache(29.0));
+        answered(&mut world, 20.0);
+    });
+    assert_eq!(world.holding("health_gap"), 1);
+    assert_eq!(world.orders.iter().map(|(_, a)| a.name()).collect::<Vec<_>>(), ["file_task"]);
+}
+
+/// Its log falls silent: after five times its cadence, and never at once for one that is quiet by nature.
+#[test]
+fn a_log_is_silent_by_its_own_cadence() {
+    for (cadence, silent_after) in [(2, 60), (100, 500)] {
+        let mut world = worker();
+        let line = || Kind::LogActivity { process: "w".into(), lines: 3 };
+        (0..30).for_each(|_| world.see(cadence * 1_000, line()));
+        world.pass(silent_after - 1);
+        assert_eq!(world.holding("health_gap"), 0);
+        world.pass(2);
+        assert_eq!(world.holding("health_gap"), 1);
+        world.pass(100_000);
+        assert_eq!(world.holding("health_gap"), 1, "silence is no recovery");
+        (0..2).for_each(|_| world.see(cadence * 1_000, line()));
+        assert_eq!(world.holding("health_gap"), 0);
+        assert!(world.orders.iter().all(|(_, a)| !a.changes_host()), "{:?}", world.orders);
+    }
+}
+
+/// What is no number, or comes late, twice, or out of order, makes nothing fire, nor hides that it should.
+#[test]
+fn strange_values_neither_fire_nor_hide() {
+    let mut world = World::new(Mode::Repair);
+    world.see(0, Kind::QueueDeclared { name: "q".into(), limit: Some(10.0), process: None });
+    let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0];
+    for second in 0..100 {
+        for value in strange {
+            world.see(100, Kind::QueueDepth { name: "q".into(), depth: value, max: value });
+            world.see(0, Kind::Metric { name: "m".into(), value, count: 1 });
+            let class = "sync".into();
+            world.see(0, Kind::SyscallLatency { process: "p".into(), class, p99_us: value, calls: 1 });
+        }
+        let depth = if second < 50 { 1.0 } else { 1e300 };
+        world.see(600, Kind::QueueDepth { name: "q".into(), depth, max: depth });
+        world.see(0, Kind::QueueDepth { name: "q".into(), depth: 0.0, max: 0.0 });
+        assert_eq!(world.holding("latency_spike"), usize::from(second >= 60), "second {second}");
+    }
+    // A time before the last one's, and one far ahead: the sender's clock is not asked.
+    world.now = Timestamp(5);
+    world
+        .engine
+        .step(&Event { at: world.now, kind: Kind::QueueDepth { name: "q".into(), depth: 0.0, max: 0.0 } });
+    assert_eq!(world.holding("latency_spike"), 1);
+}
+
+/// A million names: bounded, and the rest is counted and said.
+#[test]
+fn a_million_names_are_bounded_and_counted() {
+    let mut world = World::new(Mode::Repair);
+    for i in 0..1_000_000u32 {
+        let name = format!("n{i}");
+        let kind = match i % 3 {
+            0 => Kind::Heartbeat { name, count: 1 },
+            1 => Kind::QueueDepth { name, depth: 1.0, max: 1.0 },
+            _ => {
+                let mut took_ms = Sketch::default();
+                took_ms.record(1.0);
+                Kind::RouteLatency { route: name, took_ms }
+            }
+        };
+        world.engine.step(&Event { at: world.now, kind });
+    }
+    let subjects: usize = world.engine.duties().iter().map(|d| d.subjects).sum();
+    assert!((10_000..=30_000).contains(&subjects), "{subjects}");
+    let notes = world.engine.notes();
+    for trigger in ["health_gap", "latency_spike"] {
+        let said = notes[trigger].iter().any(|n| n.contains("records of names beyond 10000 are not judged"));
+        assert!(said, "{trigger}: {notes:?}");
+    }
+    let learned: usize = world.engine.learned().iter().map(|(_, state)| state.to_string().len()).sum();
+    assert!(learned < 1_000, "nothing was learned of names that came once: {learned} bytes");
+}
+
+/// What was learned comes back with the next run, and goes on from there; what is damaged is said and ignored.
+#[test]
+fn what_was_learned_survives_and_what_is_damaged_is_ignored() {
+    let mut world = World::new(Mode::Repair);
+    world.beats("h", 30, 20);
+    let state =
+        world.engine.learned().into_iter().find(|(name, _)| *name == "health_gap").expect("learned").1;
+
+    let mut next = World::new(Mode::Repair);
+    next.see(0, Kind::Learned { trigger: "health_gap".into(), state: state.clone() });
+    assert_eq!(next.engine.learned()[0].1, state, "kept, though nothing came of it yet");
+    next.beats("h", 1, 1);
+    next.pass(59);
+    assert_eq!(next.holding("health_gap"), 0);
+    next.pass(2);
+    assert_eq!(next.holding("health_gap"), 1, "known from its first beat on");
+
+    for damaged in [
+        serde_json::json!(null),
+        serde_json::json!({"version": 1}),
+        serde_json::json!({"version": 9, "hearts": {}, "logs": {}, "metrics": {}, "queues": {}, "routes": {}}),
+        serde_json::json!({"version": 1, "hearts": {"h": {"need": 1, "have": 1, "stride": 3, "skip": 0, "history": [-5.0]}},
+            "logs": {}, "metrics": {}, "queues": {}, "routes": {}}),
+    ] {
+        let mut next = World::new(Mode::Repair);
+        next.see(0, Kind::Learned { trigger: "health_gap".into(), state: damaged });
+        let said = next.last_firing().expect("said");
+        assert!(said.summary.contains("learns anew"), "{said:#?}");
+        assert_eq!((next.firings.len(), said.state), (1, State::Happened));
+        next.beats("h", 30, 20);
+        next.pass(61);
+        assert_eq!(next.holding("health_gap"), 1, "it learned anew");
+    }
 }

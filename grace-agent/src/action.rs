@@ -61,6 +61,13 @@ pub enum Action {
         /// When it is done.
         acceptance: String,
     },
+    /// End a declared process that runs but does not work, as `StopProcess` does, and start it again.
+    RestartProcess {
+        /// Its name.
+        name: String,
+        /// Why, in Grace's own words.
+        reason: String,
+    },
 }
 
 impl Action {
@@ -75,6 +82,7 @@ impl Action {
             Self::ShedLoad { .. } => "shed_load",
             Self::GiveBack { .. } => "give_back",
             Self::FileTask { .. } => "file_task",
+            Self::RestartProcess { .. } => "restart_process",
         }
     }
 

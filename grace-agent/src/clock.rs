@@ -15,6 +15,14 @@ pub fn boottime() -> Timestamp {
     Timestamp(nanos(ClockId::Boottime))
 }
 
+/// How long the host slept since it booted: CLOCK_BOOTTIME counts that time, CLOCK_MONOTONIC does not.
+#[must_use]
+pub fn slept() -> Duration {
+    // Monotonic first: what passes between the two reads makes it longer by nothing that matters, never negative.
+    let awake = nanos(ClockId::Monotonic);
+    Duration::from_nanos(boottime().0.saturating_sub(awake))
+}
+
 /// Wall time now, in nanoseconds since the epoch.
 #[must_use]
 pub fn wall_ns() -> i64 {

@@ -102,6 +102,11 @@ pub struct Process {
     /// 0 is shed first, 100 never. Default 50.
     #[serde(default = "Process::importance")]
     pub importance: u8,
+    /// Its heartbeats are at most this far apart, from its start on; three times that is a gap. Default: learned, where
+    /// it sends any.
+    #[serde(default)]
+    #[schemars(example = &"10s")]
+    pub heartbeat: Option<Span>,
 }
 
 impl Process {
@@ -234,6 +239,8 @@ pub struct Triggers {
     pub health_gap: HealthGap,
     /// `model_integrity`.
     pub model_integrity: ModelIntegrity,
+    /// `latency_spike`.
+    pub latency_spike: LatencySpike,
 }
 
 /// Settings of `config_drift`.
@@ -266,11 +273,93 @@ pub struct HealthGap {
     /// so there is no default.
     #[schemars(example = &"10m")]
     pub spinning: Option<Span>,
+    /// A heartbeat is missing after this many times its gap: the declared one, or the learned one. Default 3.
+    pub heartbeat_factor: f64,
+    /// But after no shorter time than this, where the gap is learned. Default `10s`.
+    pub heartbeat_at_least: Span,
+    /// A process that was just started may take this long until its first heartbeat. Default `1m`.
+    pub startup: Span,
+    /// A log is silent after this many times its learned cadence. Default 5.
+    pub log_factor: f64,
+    /// But after no shorter time than this. Default `1m`.
+    pub log_at_least: Span,
+    /// A metric stands still after this many times its learned time between two changes, while other work of its process
+    /// goes on. Default 5.
+    pub flat_factor: f64,
+    /// But after no shorter time than this. Default `1m`.
+    pub flat_at_least: Span,
+    /// Gaps that are needed to learn what is normal. Default 10.
+    pub learn: u32,
 }
 
 impl Default for HealthGap {
     fn default() -> Self {
-        Self { settle: Span::secs(2), blocked: Span::secs(120), spinning: None }
+        Self {
+            settle: Span::secs(2),
+            blocked: Span::secs(120),
+            spinning: None,
+            heartbeat_factor: 3.0,
+            heartbeat_at_least: Span::secs(10),
+            startup: Span::secs(60),
+            log_factor: 5.0,
+            log_at_least: Span::secs(60),
+            flat_factor: 5.0,
+            flat_at_least: Span::secs(60),
+            learn: 10,
+        }
+    }
+}
+
+/// Settings of `latency_spike`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LatencySpike {
+    /// A queue without a limit is too deep from this many times its learned p95 on. Default 3.
+    pub queue_factor: f64,
+    /// But never below this depth. Default 50.
+    pub queue_at_least: f64,
+    /// A route without a budget is too slow from this many times its learned p95 on. Default 3.
+    pub route_factor: f64,
+    /// But never below this many milliseconds. Default 50.
+    pub route_at_least_ms: f64,
+    /// Answers of a route that a p95 is taken from, at least. Default 5.
+    pub route_calls: u64,
+    /// Calls of a process are too slow when their p99 is this many times the learned one. Default 5.
+    pub syscall_factor: f64,
+    /// But never below this many milliseconds. Default 10.
+    pub syscall_at_least_ms: f64,
+    /// An accept queue is filling when it is this full, from 0 to 1. Default 0.8.
+    pub backlog: f64,
+    /// It must last this long to fire. Default `10s`.
+    pub sustained: Span,
+    /// It clears when it was seen below `clear` times the threshold for this long. Default `10s`.
+    pub clear_for: Span,
+    /// See `clear_for`; from 0 to 1. Default 0.8.
+    pub clear: f64,
+    /// Values that are needed to learn what is normal. Default 30.
+    pub learn: u32,
+    /// A level that lasts this long becomes the new normal, where normal is learned. Default: never, a fault would.
+    #[schemars(example = &"6h")]
+    pub relearn_after: Option<Span>,
+}
+
+impl Default for LatencySpike {
+    fn default() -> Self {
+        Self {
+            queue_factor: 3.0,
+            queue_at_least: 50.0,
+            route_factor: 3.0,
+            route_at_least_ms: 50.0,
+            route_calls: 5,
+            syscall_factor: 5.0,
+            syscall_at_least_ms: 10.0,
+            backlog: 0.8,
+            sustained: Span::secs(10),
+            clear_for: Span::secs(10),
+            clear: 0.8,
+            learn: 30,
+            relearn_after: None,
+        }
     }
 }
 

@@ -163,6 +163,18 @@ impl Engine {
             .collect()
     }
 
+    /// What each trigger has learned, by its name, where it learned anything.
+    #[must_use]
+    pub fn learned(&self) -> Vec<(&'static str, serde_json::Value)> {
+        self.judges.iter().filter_map(|j| Some((j.spec.name, asked(j, |t| t.learned())??))).collect()
+    }
+
+    /// What people should know of each trigger's judgement now, by its name.
+    #[must_use]
+    pub fn notes(&self) -> BTreeMap<&'static str, Vec<String>> {
+        self.judges.iter().filter_map(|j| Some((j.spec.name, asked(j, |t| t.notes())?))).collect()
+    }
+
     fn judge(&mut self, index: usize, event: &Event, out: &mut Vec<Effect>) {
         let Some(judge) = self.judges.get_mut(index) else { return };
         let Some(trigger) = judge.trigger.as_mut() else { return };
@@ -431,6 +443,13 @@ fn rest(
         admitted: Err(why.clone()),
     });
     incident.show(rung, RungState::Held, Some(why));
+}
+
+/// What a trigger answers; none where it is disabled, or fails at that.
+fn asked<T>(judge: &Judge, question: impl FnOnce(&dyn Trigger) -> T) -> Option<T> {
+    let trigger = judge.trigger.as_deref()?;
+    // Unwind safe: a question changes nothing.
+    catch_unwind(AssertUnwindSafe(|| question(trigger))).ok()
 }
 
 /// Runs one rung of `incident`, or holds it and says why.

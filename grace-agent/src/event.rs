@@ -255,6 +255,72 @@ pub enum Kind {
         /// How often exactly this came since it was last told.
         count: u64,
     },
+    /// What a trigger had learned when the agent last ran. Right after the start.
+    Learned {
+        /// Its name.
+        trigger: String,
+        /// As the trigger gave it; from disk, so it may be anything.
+        state: serde_json::Value,
+    },
+    /// The host slept, or the agent did not get to run: what should have come meanwhile could not be heard.
+    Resumed {
+        /// For how long, in milliseconds.
+        away_ms: u64,
+    },
+    /// What is expected of a declared process beyond that it runs. After its `ProcessDeclared`.
+    ProcessExpects {
+        /// Its name.
+        name: String,
+        /// Its heartbeats are at most this far apart, in milliseconds; none: learned.
+        heartbeat_ms: Option<u64>,
+    },
+    /// A `[[queue]]` is watched from now on; said again it replaces what was said.
+    QueueDeclared {
+        /// Its name.
+        name: String,
+        /// The depth that it may have; none: learned.
+        limit: Option<f64>,
+        /// The declared process that works it off.
+        process: Option<String>,
+    },
+    /// A `[[route]]` is watched from now on; said again it replaces what was said.
+    RouteDeclared {
+        /// Its name.
+        name: String,
+        /// The p95 that it may have, in milliseconds; none: learned.
+        budget_ms: Option<f64>,
+        /// The declared process that answers.
+        process: Option<String>,
+    },
+    /// A process wrote to its log.
+    LogActivity {
+        /// The declared process.
+        process: String,
+        /// Lines in the interval.
+        lines: u64,
+    },
+    /// How long the timed system calls of a declared process and its descendants took lately.
+    SyscallLatency {
+        /// The declared process.
+        process: String,
+        /// The class of calls: `open`, `write`, `sync`, …
+        class: String,
+        /// Upper bound of the p99, in microseconds.
+        p99_us: f64,
+        /// Calls that it is taken from.
+        calls: u64,
+    },
+    /// Connections that wait for a declared process to accept them. Told while there are any, and for a while after.
+    Backlog {
+        /// The declared process.
+        process: String,
+        /// Where it listens, such as `127.0.0.1:8080`.
+        listener: String,
+        /// How many wait.
+        len: u32,
+        /// How many may wait.
+        limit: u32,
+    },
     /// A pause ends early.
     Unpaused {
         /// Which.
@@ -361,6 +427,9 @@ pub struct Exit {
     /// The out-of-memory killer chose it, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom: Option<String>,
+    /// Grace ended it to start it again: no crash.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restarting: bool,
 }
 
 /// How often a declared process may be restarted.

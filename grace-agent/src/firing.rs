@@ -26,6 +26,12 @@ pub enum Subject {
     Host(String),
     /// A model, by name.
     Model(String),
+    /// Whatever sends heartbeats under this name and is no declared process.
+    Heartbeat(String),
+    /// A queue, by name.
+    Queue(String),
+    /// A route, by name.
+    Route(String),
 }
 
 impl fmt::Display for Subject {
@@ -34,6 +40,9 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Heartbeat(name) => write!(f, "heartbeat {name}"),
+            Self::Queue(name) => write!(f, "queue {name}"),
+            Self::Route(name) => write!(f, "route {name}"),
             Self::Model(name) => write!(f, "model {name}"),
             Self::Host(resource) => write!(f, "host {resource}"),
         }

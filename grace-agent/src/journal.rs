@@ -55,6 +55,11 @@ CREATE TABLE IF NOT EXISTS pauses (
     why TEXT NOT NULL,
     by TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS learned (
+    trigger TEXT PRIMARY KEY,
+    at TEXT NOT NULL,
+    state TEXT NOT NULL
+);
 ";
 
 /// A pause as it is kept: over restarts and reboots, so its end is wall time.
@@ -118,6 +123,13 @@ pub enum Record {
         kind: &'static str,
         /// One line.
         text: String,
+    },
+    /// What a trigger has learned, in the place of what it had.
+    Learned {
+        /// Its name.
+        trigger: &'static str,
+        /// JSON.
+        state: String,
     },
 }
 
@@ -279,6 +291,18 @@ impl Journal {
             sql.query_map([id.0], journal_view)?.collect()
         })?;
         Ok(Some((view, records)))
+    }
+
+    /// What triggers had learned, by name: JSON, as far as nobody damaged it.
+    pub fn learned(&self) -> Result<Vec<(String, String)>, JournalError> {
+        self.read("read what triggers learned", |db| {
+            let mut sql = db.prepare("SELECT trigger, CAST(state AS BLOB) FROM learned ORDER BY trigger")?;
+            sql.query_map([], |row| {
+                let state: Vec<u8> = row.get(1)?;
+                Ok((row.get(0)?, String::from_utf8_lossy(&state).into_owned()))
+            })?
+            .collect()
+        })
     }
 
     /// Tasks, oldest first.
@@ -448,8 +472,16 @@ fn commit(db: &mut Connection, batch: &[Job]) -> rusqlite::Result<()> {
             "INSERT INTO firings (id, at_ns, trigger, state, view) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, view = excluded.view",
         )?;
+        let mut learned = tx.prepare_cached(
+            "INSERT INTO learned (trigger, at, state) VALUES (?1, ?2, ?3)
+             ON CONFLICT (trigger) DO UPDATE SET at = excluded.at, state = excluded.state",
+        )?;
         let offset = clock::wall_ns().saturating_sub(i64::try_from(clock::boottime().0).unwrap_or(i64::MAX));
         for record in batch.iter().flat_map(|job| &job.records) {
+            if let Record::Learned { trigger, state } = record {
+                learned.execute(params![trigger, clock::wall_rfc3339(), state])?;
+                continue;
+            }
             let (at, kind, firing, text) = describe(record);
             journal.execute(params![
                 i64::try_from(at.0).unwrap_or(i64::MAX),
@@ -498,6 +530,7 @@ fn describe(record: &Record) -> (Timestamp, &'static str, Option<FiringId>, Stri
             (*at, "outcome", outcome.firing, text)
         }
         Record::Note { kind, text } => (clock::boottime(), kind, None, text.clone()),
+        Record::Learned { trigger, .. } => (clock::boottime(), "learned", None, (*trigger).to_owned()),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod action;
 pub mod actions;
 pub mod api;
+pub mod baseline;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Timestamp};
 
 /// A segment is ended when it is larger than this, in bytes.
 const SEGMENT: u64 = 4 << 20;
@@ -139,6 +139,12 @@ impl Recorder {
         }
     }
 
+    /// What a trigger has learned by now: the next segment begins with it.
+    pub fn learned(&mut self, at: Timestamp, trigger: &str, state: &serde_json::Value) {
+        let kind = Kind::Learned { trigger: trigger.to_owned(), state: state.clone() };
+        self.remember(&Event { at, kind });
+    }
+
     /// Hands what is buffered to the kernel.
     pub fn flush(&mut self) {
         if let Some(file) = &mut self.file
@@ -200,6 +206,7 @@ impl Recorder {
             Kind::ProcessDeclared { name, .. } => (3, name.clone()),
             Kind::ProcessForgotten { name } => {
                 self.preamble.remove(&(3, name.clone()));
+                self.preamble.remove(&(4, name.clone()));
                 return;
             }
             Kind::ProcessStarted { name, pid: now } => {
@@ -210,6 +217,11 @@ impl Recorder {
                 }
                 return;
             }
+            // Right after the start, as it was.
+            Kind::Learned { trigger, .. } => (0, trigger.clone()),
+            Kind::ProcessExpects { name, .. } => (4, name.clone()),
+            Kind::QueueDeclared { name, .. } => (5, name.clone()),
+            Kind::RouteDeclared { name, .. } => (6, name.clone()),
             _ => return,
         };
         self.preamble.insert(key, event.clone());

@@ -182,6 +182,9 @@ pub struct TriggerView {
     pub subjects: usize,
     /// How many of its firings hold now.
     pub holds: usize,
+    /// What it is still learning, and what it does not judge. Names in it are untrusted text.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// What Grace itself costs.
@@ -451,6 +454,9 @@ pub struct ExplainView {
     pub journal: Vec<JournalView>,
     /// For a trigger: its firings that hold now.
     pub holds: Vec<FiringView>,
+    /// What the trigger is still learning, and what it does not judge. Names in it are untrusted text.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// A record of the journal.

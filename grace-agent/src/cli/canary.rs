@@ -1,17 +1,58 @@
 //! `grace canary`, hidden: the process that the probes' self-test starts. It waits to be told, starts a program (fork,
-//! exec, exit), says that it is done, and waits to be killed.
+//! exec, exit), says that it is done, and waits to be killed. With `--listen` it is the server that `grace inject` breaks.
 
 use std::io::{BufRead, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use clap::Args;
 
 use super::Answer;
 use crate::sources::ebpf::self_test::DONE;
+
+/// Connections that may wait for the server.
+pub(super) const BACKLOG: i32 = 4;
+
+/// Arguments of `grace canary`.
+#[derive(Debug, Args)]
+pub(super) struct Canary {
+    /// Accept connections on a port of this host, and write which one into FILE
+    #[arg(long, value_name = "FILE")]
+    listen: Option<PathBuf>,
+}
+
+impl Canary {
+    pub(super) fn go(self) -> Answer {
+        match self.listen {
+            Some(file) => listen(&file),
+            None => go(),
+        }
+    }
+}
+
+/// Accepts and hangs up, for ever.
+fn listen(file: &Path) -> Answer {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot listen")?;
+    // The standard library's queue is too long to be filled by a few.
+    rustix::net::listen(&listener, BACKLOG).context("cannot listen")?;
+    let address = listener.local_addr().context("cannot listen")?;
+    // Whole or not at all: it is waited for.
+    let part = file.with_extension("part");
+    std::fs::write(&part, address.to_string()).context("cannot write the address")?;
+    std::fs::rename(&part, file).context("cannot write the address")?;
+    loop {
+        // Whoever left before it was accepted is no reason to end.
+        drop(listener.accept());
+    }
+}
 
 #[expect(
     clippy::disallowed_methods,
     reason = "the one program that is started to be seen, and it is this one"
 )]
-pub(super) fn go() -> Answer {
+fn go() -> Answer {
     let mut line = String::new();
     // Nobody there to tell: not started by the self-test.
     if !std::io::stdin().lock().read_line(&mut line).is_ok_and(|n| n > 0) {

@@ -80,6 +80,9 @@ impl Explain {
         for line in explain.settings.lines() {
             out.line(&format!("    {}", escape(line)))?;
         }
+        for note in &explain.notes {
+            out.line(&format!("  {:<10} {}", "note", escape(note)))?;
+        }
         for firing in &explain.holds {
             out.line(&firing_line(firing, out.color))?;
         }
@@ -107,6 +110,9 @@ impl Triggers {
                     "{:<14} {} ({} watched, {} firing)",
                     trigger.name, trigger.summary, trigger.subjects, trigger.holds
                 ))?;
+                for note in &trigger.notes {
+                    out.line(&format!("{:<14} {}", "", escape(note)))?;
+                }
             }
         }
         Ok(0)

@@ -5,6 +5,8 @@
 #![expect(clippy::disallowed_methods, reason = "the fault must be made by another process than the agent")]
 
 use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ask::{Failure, with_agent};
 use super::show::{Out, escape, micros};
-use super::{Answer, Global};
+use super::{Answer, Global, canary};
 use crate::api::client::{Client, ClientError, Follow, Followed};
 use crate::api::server::{PathRequest, SnapshotRequest};
 use crate::api::view::{FiringView, PathAnswer, StatusView};
@@ -25,7 +27,7 @@ use crate::config::Mode;
 use crate::firing::{RungState, State, Subject};
 
 /// A repair that takes longer did not hold.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A private agent that needs longer to end is killed.
 const ENDING: Duration = Duration::from_secs(10);
@@ -51,6 +53,8 @@ enum Fault {
     ConfigDrift,
     /// A declared process is killed
     HealthGap,
+    /// A declared server does not accept any more, and connections pile up
+    LatencySpike,
 }
 
 /// One step of the story.
@@ -120,6 +124,7 @@ impl Inject {
             match fault {
                 Fault::ConfigDrift => config_drift(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::HealthGap => health_gap(&agent, &mut teller, &mut stop).await,
+                Fault::LatencySpike => latency_spike(&agent, &scratch.0, &mut teller, &mut stop).await,
             }
         })?;
         Ok(0)
@@ -203,7 +208,7 @@ async fn changed(
     teller.fault = Some(Stopwatch::start());
     let pid = spawn_and_wait(Command::new(&sed).args(["-i", "s/8080/666/"]).arg(path))?;
     teller.tell("fault", &format!("{} -i s/8080/666/ (pid {pid})", sed.display()))?;
-    watch(&mut follow, subject, teller).await
+    watch(&mut follow, subject, teller, None).await
 }
 
 async fn health_gap(agent: &Client, teller: &mut Teller<'_>, stop: &mut Stop) -> Result<(), Failure> {
@@ -226,9 +231,83 @@ async fn killed(agent: &Client, name: &str, teller: &mut Teller<'_>) -> Result<(
     teller.fault = Some(Stopwatch::start());
     let pid = spawn_and_wait(Command::new(&kill).args(["-9", &first.to_string()]))?;
     teller.tell("fault", &format!("{} -9 {first} (pid {pid})", kill.display()))?;
-    watch(&mut follow, &Subject::Process(name.to_owned()), teller).await?;
+    watch(&mut follow, &Subject::Process(name.to_owned()), teller, None).await?;
     let second = pid_of(agent, name, first).await?;
     teller.tell("verified", &format!("{name} runs as pid {second}"))
+}
+
+async fn latency_spike(
+    agent: &Client,
+    scratch: &Path,
+    teller: &mut Teller<'_>,
+    stop: &mut Stop,
+) -> Result<(), Failure> {
+    let name = format!("inject-{}", std::process::id());
+    let file = scratch.join("address");
+    let grace = std::env::current_exe().context("cannot find this program")?;
+    let process = serde_json::json!({ "name": name, "command": [&grace, Path::new("canary"), Path::new("--listen"), &file] });
+    let () = agent.post("/v1/processes", &process).await?;
+    let result = stop.or(crowded(agent, &name, &file, teller)).await;
+    // Whoever is stopped does not hear that it shall end.
+    if let Ok(pid) = pid_of(agent, &name, 0).await {
+        drop(program("kill").and_then(|kill| signal_by(&kill, "-CONT", pid)));
+    }
+    let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
+    result?;
+    removed?;
+    Ok(())
+}
+
+async fn crowded(agent: &Client, name: &str, file: &Path, teller: &mut Teller<'_>) -> Result<(), Failure> {
+    let server = pid_of(agent, name, 0).await?;
+    let began = Stopwatch::start();
+    let address: SocketAddr = loop {
+        if let Some(address) = fs::read_to_string(file).ok().and_then(|text| text.parse().ok()) {
+            break address;
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(Failure::No(format!("{name} does not listen after {PATIENCE:?}")));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    teller.tell("process", &format!("{name} runs as pid {server} and accepts at {address}"))?;
+    let mut follow = agent.follow().await?;
+    let kill = program("kill")?;
+    teller.fault = Some(Stopwatch::start());
+    let pid = signal_by(&kill, "-STOP", server)?;
+    let mut clients = Vec::new();
+    // The kernel takes one more than may wait; the next one is not answered.
+    while clients.len() <= usize::try_from(canary::BACKLOG).unwrap_or(0) {
+        let client = TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        clients.push(client.context("cannot make the fault")?);
+    }
+    let told =
+        format!("{} -STOP {server} (pid {pid}), and {} connections wait", kill.display(), clients.len());
+    teller.tell("fault", &told)?;
+    let mend = || {
+        signal_by(&kill, "-CONT", server)?;
+        Ok(format!("{} -CONT {server}: it accepts again", kill.display()))
+    };
+    watch(&mut follow, &Subject::Process(name.to_owned()), teller, Some(&mend)).await?;
+    teller.tell("verified", &format!("pid {server} accepted all {} connections", accepted(&clients)?))
+}
+
+/// How many of `clients` were accepted, all of them: the server hung up.
+fn accepted(clients: &[TcpStream]) -> Result<usize, Failure> {
+    for mut client in clients {
+        client.set_read_timeout(Some(PATIENCE)).context("cannot wait for the server")?;
+        let read = client.read(&mut [0]);
+        // One that hangs up with a reset has accepted, too.
+        if !matches!(&read, Ok(0)) && !matches!(&read, Err(err) if err.kind() == ErrorKind::ConnectionReset) {
+            return Err(Failure::No("the firing cleared, but connections still wait".to_owned()));
+        }
+    }
+    Ok(clients.len())
+}
+
+/// Sends a signal with the program `kill`; its own pid.
+fn signal_by(kill: &Path, signal: &str, pid: u32) -> Result<u32, Failure> {
+    spawn_and_wait(Command::new(kill).args([signal, &pid.to_string()]))
 }
 
 /// The pid of `name`, once it is another one than `not`.
@@ -247,8 +326,17 @@ async fn pid_of(agent: &Client, name: &str, not: u32) -> Result<u32, Failure> {
     }
 }
 
-/// Tells what the agent does about `subject` until the firing clears.
-async fn watch(follow: &mut Follow, subject: &Subject, teller: &mut Teller<'_>) -> Result<(), Failure> {
+/// Ends a fault that Grace cannot mend; what was done, in words.
+type Mend<'a> = &'a dyn Fn() -> Result<String, Failure>;
+
+/// Tells what the agent does about `subject` until the firing clears. Where all that it can do is to file a task, `mend`
+/// stands for whoever works on it.
+async fn watch(
+    follow: &mut Follow,
+    subject: &Subject,
+    teller: &mut Teller<'_>,
+    mut mend: Option<Mend<'_>>,
+) -> Result<(), Failure> {
     let mut last: Option<FiringView> = None;
     let deadline = tokio::time::sleep(PATIENCE);
     tokio::pin!(deadline);
@@ -280,7 +368,11 @@ async fn watch(follow: &mut Follow, subject: &Subject, teller: &mut Teller<'_>) 
             match rung.state {
                 RungState::Done => {
                     let took = micros(rung.took_us.unwrap_or(0));
-                    teller.tell("repaired", &format!("{} in {took}: {why}", rung.action))?;
+                    let step = if rung.action == "file_task" { "filed" } else { "repaired" };
+                    teller.tell(step, &format!("{} in {took}: {why}", rung.action))?;
+                    if let Some(mend) = mend.take_if(|_| rung.action == "file_task") {
+                        teller.tell("mended", &mend()?)?;
+                    }
                 }
                 RungState::Failed => teller.tell("failed", &format!("{}: {why}", rung.action))?,
                 RungState::Held => teller.tell("held", &format!("{}: {why}", rung.action))?,

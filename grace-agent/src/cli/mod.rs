@@ -143,9 +143,9 @@ enum Command {
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
     Man(manual::Man),
-    /// What the agent starts to test its probes
+    /// What the agent starts to test its probes, and `grace inject` to be broken
     #[command(hide = true)]
-    Canary,
+    Canary(canary::Canary),
 }
 
 /// The program. `agent` runs the agent; it is handed in because the command line knows no room but the socket's.
@@ -182,7 +182,7 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Schema(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
-        Command::Canary => canary::go(),
+        Command::Canary(command) => command.go(),
     };
     match out.finish(result) {
         Ok(code) => ExitCode::from(code),

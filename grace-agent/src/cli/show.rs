@@ -149,6 +149,9 @@ fn subject(subject: &Subject) -> String {
         Subject::Trigger(name) => format!("trigger {name}"),
         Subject::Model(name) => format!("model {name}"),
         Subject::Host(resource) => format!("host {resource}"),
+        Subject::Heartbeat(name) => format!("heartbeat {name}"),
+        Subject::Queue(name) => format!("queue {name}"),
+        Subject::Route(name) => format!("route {name}"),
     }
 }
 

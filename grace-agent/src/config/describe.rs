@@ -155,6 +155,8 @@ mod tests {
         assert!(wanted.triggers.health_gap.spinning.is_some());
         wanted.records.group = on.records.group.clone();
         assert!(wanted.records.group.is_some());
+        wanted.triggers.latency_spike.relearn_after = on.triggers.latency_spike.relearn_after;
+        assert!(wanted.triggers.latency_spike.relearn_after.is_some());
         let alone = Config {
             process: vec![],
             file: vec![],

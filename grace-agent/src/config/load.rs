@@ -300,6 +300,50 @@ impl Config {
         if let Some(spinning) = self.triggers.health_gap.spinning {
             out.longer_than_zero(&health("spinning"), spinning);
         }
+        let set = &self.triggers.health_gap;
+        for (key, factor) in [
+            ("heartbeat_factor", set.heartbeat_factor),
+            ("log_factor", set.log_factor),
+            ("flat_factor", set.flat_factor),
+        ] {
+            out.above_one(&health(key), factor);
+        }
+        for (key, span) in [
+            ("heartbeat_at_least", set.heartbeat_at_least),
+            ("log_at_least", set.log_at_least),
+            ("flat_at_least", set.flat_at_least),
+        ] {
+            if span < Span::secs(1) {
+                out.push(&health(key), "must be at least `1s`");
+            }
+        }
+        out.at_least_one(&health("learn"), set.learn, "nothing is normal without a past");
+
+        let spike = |key| [Step::Key("triggers"), Step::Key("latency_spike"), Step::Key(key)];
+        let set = &self.triggers.latency_spike;
+        for (key, factor) in [
+            ("queue_factor", set.queue_factor),
+            ("route_factor", set.route_factor),
+            ("syscall_factor", set.syscall_factor),
+        ] {
+            out.above_one(&spike(key), factor);
+        }
+        for (key, least) in [
+            ("queue_at_least", set.queue_at_least),
+            ("route_at_least_ms", set.route_at_least_ms),
+            ("syscall_at_least_ms", set.syscall_at_least_ms),
+        ] {
+            out.not_negative(&spike(key), least);
+        }
+        for (key, share) in [("backlog", set.backlog), ("clear", set.clear)] {
+            if !(share > 0.0 && share <= 1.0) {
+                out.push(&spike(key), "must be above 0 and at most 1");
+            }
+        }
+        out.at_least_one(&spike("learn"), set.learn, "nothing is normal without a past");
+        if let Some(after) = set.relearn_after {
+            out.longer_than_zero(&spike("relearn_after"), after);
+        }
 
         let reported = |name: &str| {
             let named = if is_name(name) { Ok(()) } else { Err(name.escape_debug()) };
@@ -416,6 +460,9 @@ impl Process {
         if self.importance > 100 {
             out.push(&key("importance"), format!("must be from 0 to 100, not {}", self.importance));
         }
+        if self.heartbeat.is_some_and(|gap| gap < Span::secs(1)) {
+            out.push(&key("heartbeat"), "must be at least `1s`: heartbeats are judged by the second");
+        }
         out.0
     }
 }
@@ -441,6 +488,18 @@ impl Wrongs {
     fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
         if value == 0 {
             self.push(at, format!("must be at least 1; {instead}"));
+        }
+    }
+
+    fn above_one(&mut self, at: &[Step], factor: f64) {
+        if !(factor > 1.0 && factor.is_finite()) {
+            self.push(at, "must be a number above 1");
+        }
+    }
+
+    fn not_negative(&mut self, at: &[Step], value: f64) {
+        if !(value >= 0.0 && value.is_finite()) {
+            self.push(at, "must not be negative");
         }
     }
 
@@ -827,6 +886,18 @@ mod tests {
             (
                 "[triggers.config_drift]\nsweep = \"10ms\"".to_owned(),
                 "c.toml:2:9: sweep: must be at least `1s`: a sweep reads every owned file",
+            ),
+            (
+                process("heartbeat = \"10ms\""),
+                "c.toml:4:13: heartbeat: must be at least `1s`: heartbeats are judged by the second",
+            ),
+            (
+                "[triggers.health_gap]\nlog_factor = 1.0".to_owned(),
+                "c.toml:2:14: log_factor: must be a number above 1",
+            ),
+            (
+                "[triggers.latency_spike]\nbacklog = 80.0".to_owned(),
+                "c.toml:2:11: backlog: must be above 0 and at most 1",
             ),
         ] {
             assert_eq!(first(&text), expected);

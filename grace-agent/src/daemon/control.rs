@@ -9,7 +9,7 @@ use tokio::sync::broadcast;
 
 use super::executor::{Executor, lock};
 use super::gate::Gate;
-use super::judge::Duties;
+use super::judge::{Duties, Notes};
 use super::{declare, degraded, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
@@ -54,6 +54,7 @@ pub(super) struct Agent {
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
     pub(super) duties: Duties,
+    pub(super) notes: Notes,
     pub(super) firings: broadcast::Sender<FiringView>,
     pub(super) config: Mutex<Config>,
     pub(super) config_view: Mutex<ConfigView>,
@@ -316,13 +317,16 @@ impl Control for Agent {
             firing,
             journal,
             holds,
+            notes: lock(&self.notes).get(spec.name).cloned().unwrap_or_default(),
         })
     }
 
     fn triggers(&self) -> Vec<TriggerView> {
+        let notes = lock(&self.notes).clone();
         lock(&self.duties)
             .iter()
             .map(|duty| TriggerView {
+                notes: notes.get(duty.spec.name).cloned().unwrap_or_default(),
                 name: duty.spec.name.to_owned(),
                 summary: duty.spec.summary.to_owned(),
                 state: if duty.works { Health::Ok } else { Health::Degraded },

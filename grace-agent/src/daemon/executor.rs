@@ -8,25 +8,23 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use super::gate::Gate;
 use crate::action::{Action, Order, Outcome, Shed};
+use crate::actions::restart_process::{self, RestartError, Restarted};
 use crate::actions::restore_file::{self, Restored};
 use crate::actions::shed_load::{self, Taken};
-use crate::actions::start_process::{self, Started};
+use crate::actions::start_process::{self, StartError, Started};
+use crate::actions::stop_process;
 use crate::clock;
 use crate::config::Process;
 use crate::error_chain::chain;
-use crate::event::{Event, Exit, Kind};
+use crate::event::{Event, Exit, Kind, Timestamp};
 use crate::file_state::{FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
-use crate::sources::processes::Processes;
-
-/// How long a process that was asked to end may take before it is killed.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+use crate::sources::processes::{Ending, Processes};
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -88,6 +86,7 @@ impl Executor {
             Action::ShedLoad { process, step } => self.shed(process, *step),
             Action::GiveBack { process } => self.give_back(process),
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
+            Action::RestartProcess { name, .. } => self.restart(name, order.at),
             Action::FileTask { title, acceptance } => {
                 self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
             }
@@ -131,7 +130,29 @@ impl Executor {
         if let Some((pid, _)) = self.processes.running(name) {
             return Ok(format!("runs already as pid {pid}"));
         }
-        match start_process::start(&process, &self.logs, &self.running, &self.boot_id) {
+        let started = start_process::start(&process, &self.logs, &self.running, &self.boot_id);
+        self.begun(name, started)
+    }
+
+    fn restart(&self, name: &str, judged: Timestamp) -> Result<String, String> {
+        let Some(process) = lock(&self.specs).get(name).cloned() else {
+            return Err("not declared any more".to_owned());
+        };
+        let (processes, logs) = (&self.processes, &self.logs);
+        match restart_process::restart(processes, &process, judged, logs, &self.running, &self.boot_id) {
+            Ok(Restarted::Done(old, started)) => {
+                let was = old.map(|pid| format!("pid {pid} was ended; ")).unwrap_or_default();
+                self.begun(name, Ok(started)).map(|now| format!("{was}{now}"))
+            }
+            Ok(Restarted::Meanwhile(pid)) => Ok(format!("was started meanwhile and runs as pid {pid}")),
+            Err(RestartError::Start(err)) => self.begun(name, Err(err)),
+            Err(err) => Err(chain(&err)),
+        }
+    }
+
+    /// A process was started, or could not be.
+    fn begun(&self, name: &str, started: Result<Started, StartError>) -> Result<String, String> {
+        match started {
             Ok(Started { pid, pidfd, stderr }) => {
                 *lock(&self.starts).entry(name.to_owned()).or_default() += 1;
                 self.send(Kind::ProcessStarted { name: name.to_owned(), pid });
@@ -194,21 +215,9 @@ impl Executor {
             .map_err(|err| format!("runs as pid {pid}, but cannot be watched: {err}"))
     }
 
-    /// Ends a declared process: SIGTERM, and SIGKILL when it does not follow.
+    /// Ends a declared process.
     pub(super) fn stop(&self, name: &str) -> Result<(), String> {
-        for signal in [rustix::process::Signal::TERM, rustix::process::Signal::KILL] {
-            let began = clock::Stopwatch::start();
-            if !self.processes.ask_to_end(name, signal).map_err(|err| err.to_string())? {
-                return Ok(());
-            }
-            while began.elapsed() < STOP_PATIENCE {
-                if self.processes.running(name).is_none() {
-                    return Ok(());
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-        Err(format!("does not end, not even by SIGKILL ({}): it may hang in the kernel", name.escape_debug()))
+        stop_process::stop(&self.processes, name, Ending::Stop).map(drop).map_err(|err| chain(&err))
     }
 
     pub(super) fn send(&self, kind: Kind) {

@@ -33,7 +33,7 @@ use crate::clock::{self, Stopwatch};
 use crate::config::{self, Config, Process};
 use crate::engine::Engine;
 use crate::error_chain::chain;
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, RestartPolicy};
 use crate::file_state::ContentKind;
 use crate::host;
 use crate::journal::Journal;
@@ -48,6 +48,7 @@ use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
+use crate::triggers;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -170,6 +171,7 @@ fn serve(
 
     let engine = Engine::new(&config);
     let duties = Arc::new(Mutex::new(engine.duties()));
+    let notes = Arc::new(Mutex::new(BTreeMap::new()));
     let reloaded = Arc::new(Mutex::new(None));
     let stop = Arc::new(AtomicBool::new(false));
     let judge = Judge {
@@ -179,13 +181,17 @@ fn serve(
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
         duties: Arc::clone(&duties),
+        notes: Arc::clone(&notes),
         pool: runtime.handle().clone(),
         reloaded: Arc::clone(&reloaded),
     };
     executor.send(Kind::Start { boot_id, version: env!("CARGO_PKG_VERSION").to_owned(), next_firing });
+    let known = learned(&journal);
+    known.into_iter().for_each(|kind| executor.send(kind));
     executor.send(Kind::Mode { mode: config.mode });
     pauses::recall(&executor);
     pauses::check_quiet(&executor, &config.policy.quiet);
+    declare_work(&executor, &Config::default(), &config);
     let engine_stop = Arc::clone(&stop);
     let engine_thread = std::thread::Builder::new().name("grace-engine".into()).spawn(move || {
         prompt();
@@ -242,6 +248,7 @@ fn serve(
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
         duties,
+        notes,
         firings: firings.clone(),
         config: Mutex::new(config),
         config_view: Mutex::new(ConfigView { file: config_file, refused: None }),
@@ -369,6 +376,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for process in &config.process {
         declare(executor, process.clone());
     }
+    declare_work(executor, &lock(&agent.config).clone(), &config);
     *lock(&agent.probe_settings) = config.probes.clone();
     lock(&agent.quiet).clone_from(&config.policy.quiet);
     agent.journal.note("config", "reloaded".to_owned());
@@ -456,19 +464,77 @@ fn recover(store: &Store, state: &StateDir, journal: &Journal) -> Vec<String> {
     lines
 }
 
+/// What triggers had learned when the last agent kept it.
+fn learned(journal: &Journal) -> Vec<Kind> {
+    let ignored = |what: String| {
+        tracing::warn!(what, "is ignored");
+        journal.note("recovery", format!("{what} is ignored"));
+    };
+    let kept = journal.learned().unwrap_or_else(|err| {
+        ignored(format!("what triggers learned cannot be read ({}) and", chain(&err)));
+        Vec::new()
+    });
+    let known = |name: &str| triggers::specs().iter().any(|spec| spec.name == name);
+    let read = |(trigger, state): (String, String)| {
+        let shown = trigger.escape_debug();
+        if !known(&trigger) {
+            ignored(format!("what `{shown}` learned, which is no trigger of this agent,"));
+            return None;
+        }
+        match serde_json::from_str(&state) {
+            Ok(state) => Some(Kind::Learned { trigger, state }),
+            Err(err) => {
+                ignored(format!("what {shown} learned is damaged ({err}) and"));
+                None
+            }
+        }
+    };
+    kept.into_iter().filter_map(read).collect()
+}
+
+/// Tells of the queues and routes of `config`, and of those that only `before` had, that nothing is declared of them.
+fn declare_work(executor: &Executor, before: &Config, config: &Config) {
+    for queue in before.queue.iter().filter(|old| !config.queue.iter().any(|q| q.name == old.name)) {
+        executor.send(Kind::QueueDeclared { name: queue.name.clone(), limit: None, process: None });
+    }
+    for route in before.route.iter().filter(|old| !config.route.iter().any(|r| r.name == old.name)) {
+        executor.send(Kind::RouteDeclared { name: route.name.clone(), budget_ms: None, process: None });
+    }
+    for config::Queue { name, limit, process } in config.queue.clone() {
+        let limit = limit.map(|limit| limit as f64);
+        executor.send(Kind::QueueDeclared { name, limit, process });
+    }
+    for config::Route { name, budget_ms, process } in config.route.clone() {
+        executor.send(Kind::RouteDeclared { name, budget_ms, process });
+    }
+}
+
 /// Owns `process` from now on: adopts it where an earlier agent started it.
 fn declare(executor: &Executor, process: Process) {
     let name = process.name.clone();
     let (policy, importance) = (process.restart_policy(), process.importance);
-    if lock(&executor.specs).insert(name.clone(), process).is_some() {
+    let heartbeat_ms = process.heartbeat.map(config::Span::as_millis);
+    let expects = Kind::ProcessExpects { name: name.clone(), heartbeat_ms };
+    if let Some(old) = lock(&executor.specs).insert(name.clone(), process) {
         executor.send(Kind::ProcessDeclared {
             name: name.clone(),
             policy,
             importance,
             pid: executor.processes.running(&name).map(|r| r.0),
         });
+        if old.heartbeat.map(config::Span::as_millis) != heartbeat_ms {
+            executor.send(expects);
+        }
         return;
     }
+    adopt_or_start(executor, name, policy, importance);
+    if heartbeat_ms.is_some() {
+        executor.send(expects);
+    }
+}
+
+/// Declares a process that is new to this agent.
+fn adopt_or_start(executor: &Executor, name: String, policy: RestartPolicy, importance: u8) {
     let taken = shed_load::taken(&executor.running, &name);
     shed_load::forget(&executor.running, &name);
     match start_process::adopt(&name, &executor.logs, &executor.running, &executor.boot_id) {

@@ -11,13 +11,14 @@ use super::executor::{Executor, lock};
 use super::pauses;
 use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
-use crate::clock::Stopwatch;
+use crate::clock::{self, Stopwatch};
 use crate::config;
 use crate::event::{Kind, Reading};
 use crate::host;
 use crate::sources::ebpf::latency::Governor;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
+use crate::sources::listeners::Listeners;
 use crate::sources::pressure::Sampler;
 
 /// Period of the thread.
@@ -36,6 +37,11 @@ const DISKS_EVERY: u64 = 10;
 const CALM_EVERY: u64 = 60;
 /// Seconds between looks at the wall clock for quiet times: it may be set at any moment.
 const QUIET_EVERY: u64 = 5;
+/// Seconds between what is told of the latency of processes' calls.
+const LATENCIES_EVERY: u64 = 10;
+/// Seconds between looks at accept queues, and while one is half full.
+const LISTENERS_EVERY: u64 = 5;
+const LISTENERS_BUSY: u64 = 2;
 /// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
 const LEFTOVERS_AT: u64 = 30;
 /// What the way into a program and back costs beside its own run time, in nanoseconds: about half of what empty hooks
@@ -65,6 +71,7 @@ impl Upkeep {
         let mut cpu = (cpu_ns(), Stopwatch::start());
         let (mut sampler, mut told) = (Sampler::default(), Told::default());
         let mut second = 0;
+        let (mut listeners, mut blind) = (Listeners::default(), false);
         while !self.stop.load(Ordering::Acquire) {
             let on = match &self.kernel {
                 Some((probes, _)) => self.time_calls(&mut timer, probes),
@@ -89,6 +96,12 @@ impl Upkeep {
             }
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
+            }
+            if second % LATENCIES_EVERY == 0 {
+                self.executor.processes.tell_latencies();
+            }
+            if second % if listeners.busy() { LISTENERS_BUSY } else { LISTENERS_EVERY } == 0 {
+                self.look_at_listeners(&mut listeners, &mut blind);
             }
             // What is slow from the first call on needs no lesson, so it is set at once.
             if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
@@ -160,6 +173,22 @@ impl Upkeep {
             std::thread::park_timeout(TICK - on);
         } else {
             std::thread::park_timeout(TICK);
+        }
+    }
+
+    /// Tells of accept queues. What refuses is said when it begins to.
+    fn look_at_listeners(&self, listeners: &mut Listeners, blind: &mut bool) {
+        let processes = &self.executor.processes;
+        match listeners.look(&processes.families(), clock::boottime()) {
+            Ok(facts) => {
+                *blind = false;
+                processes.tell(facts);
+            }
+            Err(err) => {
+                if !std::mem::replace(blind, true) {
+                    tracing::warn!(%err, "accept queues cannot be seen");
+                }
+            }
         }
     }
 

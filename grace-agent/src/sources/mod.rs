@@ -8,6 +8,7 @@ pub mod gpu;
 mod inode;
 mod inotify;
 pub mod lineage;
+pub mod listeners;
 pub mod look;
 mod mapped;
 mod marks;

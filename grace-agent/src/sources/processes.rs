@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use grace_common::{ProcExec, ProcFork, SYSCALL_CLASSES, SlowCall, TaskExit};
+use grace_common::{BUCKETS, ProcExec, ProcFork, SYSCALL_CLASS_NAMES, SYSCALL_CLASSES, SlowCall, TaskExit};
 use rustix::event::epoll;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -50,11 +50,22 @@ struct Running {
     since: Timestamp,
     stderr: PathBuf,
     /// Grace ends it on purpose.
-    asked_for: bool,
+    ending: Option<Ending>,
     progress: Progress,
     /// From when on a call is slow, by class, in nanoseconds.
     slow_from: [u64; SYSCALL_CLASSES],
     slow_calls: u64,
+    /// Its timed calls when they were told last, by class.
+    timed: Option<[[u32; BUCKETS]; SYSCALL_CLASSES]>,
+}
+
+/// Why Grace ends a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It shall not run.
+    Stop,
+    /// It shall be started again.
+    Restart,
 }
 
 /// What is known of a running process beyond its number.
@@ -160,7 +171,18 @@ impl Processes {
         let slow_from = [u64::MAX; SYSCALL_CLASSES];
         running.insert(
             slot,
-            Running { name, pid, pidfd, since, stderr, asked_for: false, progress, slow_from, slow_calls: 0 },
+            Running {
+                name,
+                pid,
+                pidfd,
+                since,
+                stderr,
+                ending: None,
+                progress,
+                slow_from,
+                slow_calls: 0,
+                timed: None,
+            },
         );
         Ok(())
     }
@@ -335,11 +357,83 @@ impl Processes {
         lock(&self.running).values().find(|r| r.name == name).map(|r| (r.pid, r.since))
     }
 
+    /// Each declared process that runs, by name, with its and its descendants' process ids.
+    #[must_use]
+    pub fn families(&self) -> Vec<(String, Vec<u32>)> {
+        let roots: Vec<(String, u32)> =
+            lock(&self.running).values().map(|r| (r.name.clone(), r.pid)).collect();
+        let family = |root| match &self.probes {
+            Some(_) => {
+                let (descendants, _) = lock(&self.lineage).of(root);
+                std::iter::once(root).chain(descendants.into_iter().map(|d| d.pid)).collect()
+            }
+            None => family(root),
+        };
+        roots.into_iter().map(|(name, root)| (name, family(root))).collect()
+    }
+
+    /// Tells how long the timed calls of each process took since the last time. To be called every few seconds: what is
+    /// told of one process is at most one event a class of calls.
+    pub fn tell_latencies(&self) {
+        let Some(probes) = &self.probes else { return };
+        let mut told = Vec::new();
+        for running in lock(&self.running).values_mut() {
+            let Some(stats) = probes.proc_stats(running.pid) else { continue };
+            let Some(before) = running.timed.as_mut() else {
+                running.timed = Some(stats.hist);
+                continue;
+            };
+            for (class, (before, now)) in before.iter_mut().zip(&stats.hist).enumerate() {
+                let mut lately = [0u64; BUCKETS];
+                for (lately, (before, now)) in lately.iter_mut().zip(before.iter().zip(now)) {
+                    *lately = u64::from(now.wrapping_sub(*before));
+                }
+                let calls = lately.iter().sum();
+                // Too few say nothing of a p99 yet: they wait for more.
+                if calls < LEARNED {
+                    continue;
+                }
+                *before = *now;
+                let Some(p99) = quantile(&lately, 0.99) else { continue };
+                told.push(Kind::SyscallLatency {
+                    process: running.name.clone(),
+                    class: SYSCALL_CLASS_NAMES[class].to_owned(),
+                    p99_us: p99 as f64 / 1000.0,
+                    calls,
+                });
+            }
+        }
+        let now = clock::boottime();
+        told.into_iter().for_each(|kind| self.send(kind, now));
+    }
+
+    /// Tells the engine of `facts` that were found now.
+    pub fn tell(&self, facts: Vec<Kind>) {
+        let now = clock::boottime();
+        facts.into_iter().for_each(|kind| self.send(kind, now));
+    }
+
+    /// The process `name` was asked to end and did not: its end, when it comes, is its own. True: it still runs.
+    pub fn runs_on(&self, name: &str) -> bool {
+        match lock(&self.running).values_mut().find(|r| r.name == name) {
+            Some(found) => {
+                found.ending = None;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Sends `signal` to the process `name` through its pidfd, and notes that its end is asked for.
-    pub fn ask_to_end(&self, name: &str, signal: rustix::process::Signal) -> io::Result<bool> {
+    pub fn ask_to_end(
+        &self,
+        name: &str,
+        signal: rustix::process::Signal,
+        ending: Ending,
+    ) -> io::Result<bool> {
         let mut running = lock(&self.running);
         let Some(found) = running.values_mut().find(|r| r.name == name) else { return Ok(false) };
-        found.asked_for = true;
+        found.ending = Some(ending);
         match rustix::process::pidfd_send_signal(&found.pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(true),
             Err(err) => Err(err.into()),
@@ -359,7 +453,8 @@ impl Processes {
         }
         let began = seen.map_or(running.since, |s| Timestamp(s.start_ns));
         let mut exit = self.exit_from(status.ok().flatten().as_ref(), seen.as_ref(), began, at);
-        exit.asked_for = running.asked_for;
+        exit.asked_for = running.ending.is_some();
+        exit.restarting = running.ending == Some(Ending::Restart);
         lock(&self.lineage).end(running.pid);
         let stderr_tail = tail(&running.stderr).unwrap_or_default();
         let kind = Kind::ProcessExited { name: running.name, pid: running.pid, exit, stderr_tail };
@@ -397,7 +492,17 @@ impl Processes {
         let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
         let max_rss_bytes = seen.map(|s| s.max_rss_pages).filter(|n| *n > 0).map(|n| n.saturating_mul(page));
         let oom = seen.filter(|s| s.oom_victim != 0).map(why_out_of_memory);
-        Exit { code, signal, core_dumped, sender, ran_ms, asked_for: false, max_rss_bytes, oom }
+        Exit {
+            code,
+            signal,
+            core_dumped,
+            sender,
+            ran_ms,
+            asked_for: false,
+            max_rss_bytes,
+            oom,
+            restarting: false,
+        }
     }
 }
 
@@ -427,6 +532,21 @@ fn children(pid: u32) -> Vec<u32> {
     lists
         .flat_map(|list| list.split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<_>>())
         .collect()
+}
+
+/// `root` and its descendants, as /proc tells of them; at most as many as are kept of a family.
+fn family(root: u32) -> Vec<u32> {
+    let mut out = vec![root];
+    let mut next = 0;
+    while let Some(pid) = out.get(next).copied().filter(|_| out.len() < DESCENDANTS) {
+        next += 1;
+        for child in children(pid) {
+            if !out.contains(&child) {
+                out.push(child);
+            }
+        }
+    }
+    out
 }
 
 /// A pidfd of `pid`.

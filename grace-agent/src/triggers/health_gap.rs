@@ -1,80 +1,283 @@
-//! `health_gap`: a process that Grace was told to keep running is gone, or makes no progress.
+//! `health_gap`: a process that Grace was told to keep running is gone, is silent, or makes no progress.
 //!
-//! Sees `ProcessExited` of declared processes. Fires when one ends although its `restart` says that it should run;
-//! clears when it has run for `settle` again. Remedy: start it, at once the first time, then with a growing delay;
-//! when the budget is used up, a task, and the next try when the budget is free again.
-//!
-//! Sees `Progress`. Fires when one is blocked or spins for longer than it may; clears when it works again. Remedy: a
-//! task. Its slow calls and the bad ends of its descendants are evidence for both.
+//! Here is what is seen and said · `health_gap/process.rs` judges a declared process · `pulse.rs` notices that something
+//! regular is missing · `work.rs` that an output stands still.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Spec, Trigger};
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_NAME, MAX_NAMES, MAX_NOTES, Spec, Trigger, lasting, unusable};
 use crate::action::Action;
+use crate::baseline::Baseline;
 use crate::config;
-use crate::event::{Doing, Event, Exit, Kind, Restart, RestartPolicy, Timestamp};
+use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Subject, Verdict, who};
+use process::{Process, describe};
+use pulse::{Beat, Pulse, Rule};
+use work::Output;
+
+mod process;
+mod pulse;
+mod work;
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
     name: "health_gap",
-    summary: "a declared process has ended, or makes no progress",
+    summary: "a process has ended, is silent, or makes no progress",
     help: "Watches every [[process]]. Fires at once when it exits or is killed, and says exit code, signal, who sent \
            it, how long it ran and its last lines of stderr. Repairs by starting it again: at once the first time, then \
            after `backoff`, doubling up to `backoff_max`, at most `burst` times within `interval`; a process that ran \
            for `stable` begins anew. When the budget is used up a task is filed and Grace waits until it is free \
-           again. Clears when the process has run for `settle`. Fires too when its main thread waits for a device or a \
-           file system (state D) for `blocked`, or, where `spinning` is set, when it runs that long without any system \
-           call; that files a task and clears when it works again. Slow system calls and the bad ends of descendants \
-           are told as evidence.",
-    subjects: "declared processes",
-    remedy: "start the process (with backoff and budget) → file a task",
+           again. Clears when the process has run for `settle`.\n\
+           Fires when its heartbeats are missing for `heartbeat_factor` times their gap, declared (`heartbeat`) or \
+           learned, and when it runs for `spinning` without any system call, where that is set. Repairs by restarting \
+           it, within the same budget; then a task. Clears when heartbeats came twice in time, or the new process ran for \
+           `settle`.\n\
+           Fires when an output that normally changes (a [[queue]] or [[route]] with this `process`, or a metric whose \
+           name begins with its name and a dot) stands still for `flat_factor` times its learned cadence although work \
+           waits or is answered. Restarts it only if it shows no other sign of life: no heartbeats, no other output; \
+           else, and where its log is silent for `log_factor` times its learned cadence or its main thread waits for a \
+           device (state D) for `blocked`, a task is filed. A process whose outputs go on while its queue grows is not \
+           stuck but saturated: that is latency_spike's. Silence never clears anything.\n\
+           Heartbeats under a name that no [[process]] has are judged the same way; their remedy is a task.",
+    subjects: "declared processes, names that send heartbeats",
+    remedy: "start or restart the process (with backoff and budget) → file a task",
     needs: "pidfd; the task_exit and signal probes (root) for exit codes of adopted processes and for who sent a signal; \
-            fork and exec for descendants; syscall_count for spinning; syscall_latency for slow calls",
-    evidence: &["exit", "process"],
+            fork and exec for descendants; syscall_count for spinning; syscall_latency for slow calls; applications that \
+            send heartbeats, depths, latencies or metrics; their logs",
+    evidence: &["exit", "process", "records"],
 };
 
 /// The trigger.
 pub struct HealthGap {
     settings: config::HealthGap,
     processes: BTreeMap<String, Process>,
+    /// Senders of heartbeats that are no declared processes.
+    hearts: BTreeMap<String, Pulse>,
+    /// The declared process of a queue or a route.
+    owners: BTreeMap<(Output, String), String>,
+    /// Outputs of all processes.
+    outputs: usize,
+    /// What earlier runs learned of what did not come yet.
+    earlier: Kept,
+    /// When hearts and outputs are looked at again; each comes later than it did when this was set, not sooner.
+    sweep: Option<Timestamp>,
+    /// Records under names beyond the limit.
+    refused: u64,
+    /// When the names that came once were cleared out last.
+    cleared_out: Timestamp,
 }
 
-/// A declared process.
-struct Process {
-    policy: RestartPolicy,
-    pid: Option<u32>,
-    /// The firing holds since then.
-    since: Option<Timestamp>,
-    /// What is said while it holds.
-    last: Option<(u32, Exit, Vec<String>)>,
-    /// When it was, or will be, started again, within the window of the budget; oldest first.
-    restarts: VecDeque<Timestamp>,
-    /// Restarts in a row without a stable run between.
-    streak: u32,
-    /// When a run is seen as running again.
-    settled: Option<Timestamp>,
-    /// When the budget is free again.
-    retry: Option<Timestamp>,
-    /// It is blocked or spins: since when, and what it waits for.
-    stuck: Option<(Doing, Timestamp, Option<String>)>,
-    /// That was said.
-    stalled: bool,
-    /// What was slow or went wrong below it lately, oldest first.
-    lately: VecDeque<(Timestamp, String)>,
+/// A name that sent heartbeats for too short a time to say how often is forgotten after this time, when room is needed.
+const PASSING: Duration = Duration::from_secs(600);
+/// And that is looked for at most this often.
+const CLEAR_OUT: Duration = Duration::from_secs(60);
+
+/// What is kept between two runs: gaps by name.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    /// Format: 1.
+    version: u32,
+    hearts: BTreeMap<String, Baseline>,
+    logs: BTreeMap<String, Baseline>,
+    metrics: BTreeMap<String, Baseline>,
+    queues: BTreeMap<String, Baseline>,
+    routes: BTreeMap<String, Baseline>,
 }
 
-/// Facts kept in `lately`, and how long they have to do with what happens.
-const LATELY: usize = 5;
-const LATELY_FOR: Duration = Duration::from_secs(60);
+const VERSION: u32 = 1;
+
+impl Kept {
+    fn outputs(&mut self, what: Output) -> &mut BTreeMap<String, Baseline> {
+        match what {
+            Output::Metric => &mut self.metrics,
+            Output::Queue => &mut self.queues,
+            Output::Route => &mut self.routes,
+        }
+    }
+
+    fn read(state: &serde_json::Value) -> Result<Self, String> {
+        let kept = Self::deserialize(state).map_err(|err| err.to_string())?;
+        if kept.version != VERSION {
+            return Err(format!("it has format {}, not {VERSION}", kept.version));
+        }
+        let all = [&kept.hearts, &kept.logs, &kept.metrics, &kept.queues, &kept.routes];
+        if all.iter().any(|map| map.len() > 2 * MAX_NAMES || map.keys().any(|name| name.len() > MAX_NAME)) {
+            return Err("more, or longer, names than it may hold".to_owned());
+        }
+        Ok(kept)
+    }
+}
 
 impl HealthGap {
     /// Without processes.
     #[must_use]
     pub fn new(settings: config::HealthGap) -> Self {
-        Self { settings, processes: BTreeMap::new() }
+        Self {
+            settings,
+            processes: BTreeMap::new(),
+            hearts: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            outputs: 0,
+            earlier: Kept::default(),
+            sweep: None,
+            refused: 0,
+            cleared_out: Timestamp::default(),
+        }
     }
+
+    /// At the latest then something may be missing.
+    fn arm(&mut self, due: Option<Timestamp>) {
+        self.sweep = self.sweep.into_iter().chain(due).min();
+    }
+
+    fn heartbeat(&mut self, name: &str, now: Timestamp) -> Option<Verdict> {
+        if let Some(process) = self.processes.get_mut(name) {
+            return process.heartbeat(name, now, &self.settings);
+        }
+        let rule = heartbeats(&self.settings, None);
+        if !self.hearts.contains_key(name) {
+            if !self.has_room(name, now) {
+                self.refused = self.refused.saturating_add(1);
+                return None;
+            }
+            let gaps = self.earlier.hearts.remove(name).unwrap_or_else(|| Baseline::new(self.settings.learn));
+            self.hearts.insert(name.to_owned(), Pulse::new(gaps, &rule));
+        }
+        let heart = self.hearts.get_mut(name)?;
+        let beat = heart.beat(now, &rule);
+        let due = heart.due();
+        self.arm(due);
+        let back = || Verdict::Cleared(Subject::Heartbeat(name.to_owned()), "its heartbeats are back".into());
+        (beat == Beat::Back).then(back)
+    }
+
+    /// Whether one more name of heartbeats can be judged.
+    fn has_room(&mut self, name: &str, now: Timestamp) -> bool {
+        if name.len() > MAX_NAME {
+            return false;
+        }
+        if self.hearts.len() >= MAX_NAMES && now >= self.cleared_out.after(CLEAR_OUT) {
+            self.cleared_out = now;
+            let passed =
+                |p: &Pulse| p.learning().is_some() && p.last().is_none_or(|last| now.since(last) >= PASSING);
+            self.hearts.retain(|_, pulse| !passed(pulse));
+        }
+        self.hearts.len() < MAX_NAMES
+    }
+
+    /// The output `name` of a declared process was told.
+    fn output(&mut self, what: Output, name: &str, value: f64, now: Timestamp) -> Option<Verdict> {
+        if !value.is_finite() || value < 0.0 && what != Output::Metric {
+            return None;
+        }
+        let owner = match self.owners.get(&(what, name.to_owned())) {
+            Some(owner) => owner.clone(),
+            None => self.owner_by_name(name)?.to_owned(),
+        };
+        let process = self.processes.get_mut(&owner)?;
+        let rule = outputs(&self.settings);
+        if !process.work.knows(what, name) {
+            if self.outputs >= MAX_NAMES || name.len() > MAX_NAME {
+                self.refused = self.refused.saturating_add(1);
+                return None;
+            }
+            let gaps = self.earlier.outputs(what).remove(name);
+            process.work.add(what, name, gaps.unwrap_or_else(|| Baseline::new(self.settings.learn)), &rule);
+            self.outputs += 1;
+        }
+        let verdict = process.output(&owner, what, name, value, now, &rule);
+        // One that may be flat sooner than those that are looked at already: a new one, or one that has learned.
+        let limit = self.settings.flat_at_least.get();
+        self.arm(Some(now.after(limit)));
+        verdict
+    }
+
+    /// The declared process that `name` begins with: `worker` for `worker.jobs`.
+    fn owner_by_name(&self, name: &str) -> Option<&str> {
+        name.match_indices('.')
+            .filter_map(|(dot, _)| self.processes.get_key_value(name.get(..dot)?))
+            .map(|(owner, _)| owner.as_str())
+            .next_back()
+    }
+
+    /// Says what is missing now, of what does not belong to the few processes.
+    fn look(&mut self, now: Timestamp, out: &mut Vec<Verdict>) {
+        if self.sweep.is_none_or(|at| at > now) {
+            return;
+        }
+        let rule = heartbeats(&self.settings, None);
+        for (name, heart) in &mut self.hearts {
+            let last = heart.last();
+            if heart.misses(now) {
+                out.push(Verdict::Holds(silent(name, heart, &rule, last, now)));
+            }
+        }
+        let rule = outputs(&self.settings);
+        for (name, process) in &mut self.processes {
+            if let Some(flat) = process.work.look(now, &rule) {
+                out.extend(process.flat(name, flat, now));
+            }
+        }
+        let hearts = self.hearts.values().filter_map(Pulse::due);
+        let outputs = self.processes.values().filter_map(|p| p.work.due());
+        // Not more often than once a second, whatever is due.
+        self.sweep = hearts.chain(outputs).min().map(|due| due.max(now.after(Duration::from_secs(1))));
+    }
+
+    fn declare(&mut self, name: &str, make: impl FnOnce() -> Process) -> Option<Verdict> {
+        let mut process = make();
+        let heart = self.hearts.remove(name);
+        let gone = heart.as_ref().is_some_and(Pulse::missing).then(|| {
+            Verdict::Cleared(Subject::Heartbeat(name.to_owned()), "it is a declared process now".into())
+        });
+        let gaps = heart.map(|h| h.gaps().clone()).or_else(|| self.earlier.hearts.remove(name));
+        process.learn_from(gaps, self.earlier.logs.remove(name), &self.settings);
+        self.processes.insert(name.to_owned(), process);
+        gone
+    }
+}
+
+/// When heartbeats are missing.
+fn heartbeats(settings: &config::HealthGap, declared: Option<Duration>) -> Rule {
+    Rule { declared, factor: settings.heartbeat_factor, at_least: settings.heartbeat_at_least.get() }
+}
+
+/// When a log is silent.
+fn logs(settings: &config::HealthGap) -> Rule {
+    Rule { declared: None, factor: settings.log_factor, at_least: settings.log_at_least.get() }
+}
+
+/// When an output stands still.
+fn outputs(settings: &config::HealthGap) -> Rule {
+    Rule { declared: None, factor: settings.flat_factor, at_least: settings.flat_at_least.get() }
+}
+
+/// What is said of a name that sends no heartbeats any more.
+fn silent(name: &str, heart: &Pulse, rule: &Rule, last: Option<Timestamp>, now: Timestamp) -> Box<Finding> {
+    let last = last.unwrap_or(now);
+    Box::new(Finding {
+        subject: Subject::Heartbeat(name.to_owned()),
+        since: last,
+        summary: "its heartbeats are missing".into(),
+        measured: format!("none for {}", lasting(now.since(last))),
+        threshold: format!("none for {}", lasting(heart.limit().unwrap_or_default())),
+        baseline: heart.normal(rule),
+        writer: None,
+        noticed_by: None,
+        evidence: Vec::new(),
+        // Grace does not know what sent them, so there is nothing that it could restart.
+        remedy: vec![Action::FileTask {
+            title: "Find out why heartbeats are missing, and fix their sender".into(),
+            acceptance: "heartbeats come again for 10 minutes and health_gap stays clear".into(),
+        }],
+        delay: Duration::ZERO,
+        hold: None,
+        depends_on: Vec::new(),
+    })
 }
 
 impl Trigger for HealthGap {
@@ -83,12 +286,11 @@ impl Trigger for HealthGap {
     }
 
     fn subjects(&self) -> usize {
-        self.processes.len()
+        self.processes.len() + self.hearts.len()
     }
 
     fn wake(&self) -> Option<Timestamp> {
-        let stalls = |p: &Process| p.stalls_at(&self.settings).filter(|_| !p.stalled);
-        self.processes.values().flat_map(|p| [p.settled, p.retry, stalls(p)]).flatten().min()
+        self.processes.values().filter_map(|p| p.wake(&self.settings)).chain(self.sweep).min()
     }
 
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
@@ -96,25 +298,32 @@ impl Trigger for HealthGap {
         let mut out = Vec::new();
         match &event.kind {
             Kind::ProcessDeclared { name, policy, pid, .. } => match self.processes.get_mut(name) {
-                Some(process) => process.policy = policy.clone(),
+                Some(process) => process.set_policy(policy.clone()),
                 None => {
-                    self.processes.insert(name.clone(), Process::new(policy.clone(), *pid));
+                    let learn = self.settings.learn;
+                    out.extend(self.declare(name, || Process::new(policy.clone(), *pid, learn)));
                     if pid.is_none() {
-                        out.push(Verdict::Wants(subject(name), Action::StartProcess { name: name.clone() }));
+                        out.push(Verdict::Wants(
+                            Subject::Process(name.clone()),
+                            Action::StartProcess { name: name.clone() },
+                        ));
                     }
                 }
             },
+            Kind::ProcessExpects { name, heartbeat_ms } => {
+                if let Some(process) = self.processes.get_mut(name) {
+                    process.expects(heartbeat_ms.map(Duration::from_millis), now, &self.settings);
+                }
+            }
             Kind::ProcessForgotten { name } => {
-                let held = self.processes.remove(name).and_then(|p| p.since);
-                out.extend(held.map(|_| Verdict::Cleared(subject(name), "not owned any more".into())));
+                if let Some(process) = self.processes.remove(name) {
+                    self.outputs -= process.work.len();
+                    out.extend(process.forgotten(name));
+                }
             }
             Kind::ProcessStarted { name, pid } => {
                 if let Some(process) = self.processes.get_mut(name) {
-                    process.pid = Some(*pid);
-                    process.retry = None;
-                    if process.since.is_some() {
-                        process.settled = Some(now.after(self.settings.settle.get()));
-                    }
+                    out.extend(process.started(name, *pid, now, &self.settings));
                 }
             }
             Kind::ProcessExited { name, pid, exit, stderr_tail } => {
@@ -138,269 +347,100 @@ impl Trigger for HealthGap {
                 }
             }
             Kind::Progress { name, pid, doing, since, wait } => {
-                if let Some(process) = self.processes.get_mut(name).filter(|p| p.pid == Some(*pid)) {
-                    process.stuck = (*doing != Doing::Working).then(|| (*doing, *since, wait.clone()));
-                    if process.stuck.is_none() && std::mem::take(&mut process.stalled) {
-                        out.push(Verdict::Cleared(subject(name), "makes progress again".into()));
-                    }
+                if let Some(process) = self.processes.get_mut(name) {
+                    out.extend(process.progress(name, *pid, *doing, *since, wait.clone()));
                 }
             }
+            Kind::QueueDeclared { name, process, .. } => self.own(Output::Queue, name, process.as_ref()),
+            Kind::RouteDeclared { name, process, .. } => self.own(Output::Route, name, process.as_ref()),
+            Kind::Heartbeat { name, .. } => out.extend(self.heartbeat(name, now)),
+            Kind::Metric { name, value, .. } => out.extend(self.output(Output::Metric, name, *value, now)),
+            Kind::QueueDepth { name, depth, .. } => out.extend(self.output(Output::Queue, name, *depth, now)),
+            Kind::RouteLatency { route, took_ms } if took_ms.count() > 0 => {
+                out.extend(self.output(Output::Route, route, took_ms.quantile(0.5).unwrap_or(0.0), now));
+            }
+            Kind::LogActivity { process: name, lines } if *lines > 0 => {
+                if let Some(process) = self.processes.get_mut(name) {
+                    out.extend(process.logged(name, now, &self.settings));
+                }
+            }
+            Kind::Resumed { away_ms } => {
+                let away = Duration::from_millis(*away_ms);
+                self.hearts.values_mut().for_each(|h| h.away(away, now));
+                self.processes.values_mut().for_each(|p| p.away(away, now));
+            }
+            Kind::Learned { trigger, state } if trigger == SPEC.name => match Kept::read(state) {
+                Ok(kept) => self.earlier = kept,
+                Err(why) => out.push(unusable(&SPEC, &why, now)),
+            },
             _ => {}
         }
         // Any event tells the time.
         for (name, process) in &mut self.processes {
-            if !process.stalled && process.stalls_at(&self.settings).is_some_and(|at| at <= now) {
-                process.stalled = true;
-                out.extend(process.stall(name, &self.settings, now).map(Verdict::Holds));
+            process.tick(name, now, &self.settings, &mut out);
+        }
+        self.look(now, &mut out);
+        out
+    }
+
+    fn learned(&self) -> Option<serde_json::Value> {
+        let mut kept = Kept {
+            version: VERSION,
+            hearts: self.earlier.hearts.clone(),
+            logs: self.earlier.logs.clone(),
+            metrics: self.earlier.metrics.clone(),
+            queues: self.earlier.queues.clone(),
+            routes: self.earlier.routes.clone(),
+        };
+        // What is known is kept; who only began to learn begins again.
+        let known = |gaps: &Baseline| gaps.learning().is_none();
+        for (name, heart) in self.hearts.iter().filter(|(_, h)| known(h.gaps())) {
+            kept.hearts.insert(name.clone(), heart.gaps().clone());
+        }
+        for (name, process) in &self.processes {
+            for (map, gaps) in
+                [(&mut kept.hearts, process.heart_gaps()), (&mut kept.logs, process.log_gaps())]
+            {
+                if known(gaps) {
+                    map.insert(name.clone(), gaps.clone());
+                }
             }
-            if process.settled.is_some_and(|at| at <= now) {
-                process.settled = None;
-                process.since = None;
-                let ran = humantime::format_duration(self.settings.settle.get());
-                let pid = process.pid.unwrap_or(0);
-                out.push(Verdict::Cleared(subject(name), format!("runs again as pid {pid} for {ran}")));
+            for (what, output, gaps) in process.work.learned().filter(|(_, _, gaps)| known(gaps)) {
+                kept.outputs(what).insert(output.to_owned(), gaps.clone());
             }
-            if process.retry.is_some_and(|at| at <= now) {
-                process.retry = None;
-                out.extend(process.start_again(name, now));
+        }
+        for map in [&mut kept.hearts, &mut kept.logs, &mut kept.metrics, &mut kept.queues, &mut kept.routes] {
+            while map.len() > 2 * MAX_NAMES {
+                map.pop_last();
             }
+        }
+        serde_json::to_value(kept).ok()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let learning = |what: &str, name: &str, pulse: &Pulse| {
+            let (have, need) = pulse.learning()?;
+            pulse.last()?;
+            Some(format!("{what} {}: learning, {have} of {need} gaps", name.escape_debug()))
+        };
+        let of_processes = self.processes.iter().flat_map(|(name, p)| {
+            [learning("heartbeats of process", name, p.heart()), learning("log of process", name, p.log())]
+        });
+        let of_hearts = self.hearts.iter().map(|(name, heart)| learning("heartbeats of", name, heart));
+        let mut out: Vec<String> = of_processes.chain(of_hearts).flatten().take(MAX_NOTES).collect();
+        if self.refused > 0 {
+            out.push(format!("{} records of names beyond {MAX_NAMES} are not judged", self.refused));
         }
         out
     }
 }
 
-impl Process {
-    fn new(policy: RestartPolicy, pid: Option<u32>) -> Self {
-        Self {
-            policy,
-            pid,
-            since: None,
-            last: None,
-            restarts: VecDeque::new(),
-            streak: 0,
-            settled: None,
-            retry: None,
-            stuck: None,
-            stalled: false,
-            lately: VecDeque::new(),
+impl HealthGap {
+    fn own(&mut self, what: Output, name: &str, process: Option<&String>) {
+        let key = (what, name.to_owned());
+        match process {
+            Some(process) => drop(self.owners.insert(key, process.clone())),
+            None => drop(self.owners.remove(&key)),
         }
     }
-
-    fn note(&mut self, now: Timestamp, line: String) {
-        if self.lately.len() >= LATELY {
-            self.lately.pop_front();
-        }
-        self.lately.push_back((now, line));
-    }
-
-    fn lately(&self, now: Timestamp) -> impl Iterator<Item = String> + '_ {
-        self.lately.iter().filter(move |(at, _)| now.since(*at) < LATELY_FOR).map(move |(at, line)| {
-            let ago = Duration::from_millis(u64::try_from(now.since(*at).as_millis()).unwrap_or(u64::MAX));
-            format!("{line} ({} before)", humantime::format_duration(ago))
-        })
-    }
-
-    /// How long it may be as it is, where there is a limit.
-    fn limit(doing: Doing, settings: &config::HealthGap) -> Option<Duration> {
-        match doing {
-            Doing::Working => None,
-            Doing::Blocked => Some(settings.blocked.get()),
-            Doing::Spinning => settings.spinning.map(config::Span::get),
-        }
-    }
-
-    /// When it will have made no progress for too long.
-    fn stalls_at(&self, settings: &config::HealthGap) -> Option<Timestamp> {
-        let (doing, since, _) = self.stuck.as_ref()?;
-        Some(since.after(Self::limit(*doing, settings)?))
-    }
-
-    fn stall(&self, name: &str, settings: &config::HealthGap, now: Timestamp) -> Option<Box<Finding>> {
-        let (doing, since, wait) = self.stuck.as_ref()?;
-        let limit = humantime::format_duration(Self::limit(*doing, settings)?);
-        let pid = self.pid?;
-        let how = match doing {
-            Doing::Blocked => "is blocked in the kernel and cannot be interrupted",
-            _ => "runs without making any system call",
-        };
-        let wait = wait.as_ref().map(|w| format!(", waits in {}", w.escape_debug())).unwrap_or_default();
-        let lasts = humantime::format_duration(Duration::from_secs(now.since(*since).as_secs()));
-        Some(Box::new(Finding {
-            subject: subject(name),
-            since: *since,
-            summary: format!("pid {pid} makes no progress: it {how}{wait}"),
-            measured: format!("for {lasts}"),
-            threshold: format!("for {limit}"),
-            baseline: "makes system calls".into(),
-            writer: None,
-            noticed_by: None,
-            evidence: self.lately(now).collect(),
-            remedy: vec![Action::FileTask {
-                title: "Find out why a declared process makes no progress, and fix it".into(),
-                acceptance: "the process makes progress for 10 minutes and health_gap stays clear".into(),
-            }],
-            delay: Duration::ZERO,
-            hold: None,
-            depends_on: Vec::new(),
-        }))
-    }
-
-    fn ended(
-        &mut self,
-        name: &str,
-        pid: u32,
-        exit: &Exit,
-        stderr: &[String],
-        now: Timestamp,
-    ) -> Option<Verdict> {
-        self.pid = None;
-        self.settled = None;
-        self.stuck = None;
-        // What is said from now on is that it ended.
-        let stalled = std::mem::take(&mut self.stalled);
-        if exit.asked_for {
-            let gone = || Verdict::Cleared(subject(name), "was ended".into());
-            return stalled.then(gone);
-        }
-        let failed = exit.code != Some(0);
-        if self.policy.restart == Restart::OnFailure && !failed {
-            let held = self.since.take().is_some() || stalled;
-            return held.then(|| Verdict::Cleared(subject(name), "exited with code 0".into()));
-        }
-        if exit.ran_ms >= self.policy.stable_ms {
-            self.streak = 0;
-        }
-        self.last = Some((pid, exit.clone(), stderr.to_vec()));
-        if self.policy.restart == Restart::Never {
-            self.since = None;
-            return self.finding(name, now, Duration::ZERO, None).map(|mut finding| {
-                finding.remedy.clear();
-                Verdict::Happened(finding)
-            });
-        }
-        self.since.get_or_insert(now);
-        self.start_again(name, now)
-    }
-
-    fn start_again(&mut self, name: &str, now: Timestamp) -> Option<Verdict> {
-        let interval = Duration::from_millis(self.policy.interval_ms);
-        while self.restarts.front().is_some_and(|at| at.after(interval) <= now) {
-            self.restarts.pop_front();
-        }
-        if self.restarts.len() >= self.policy.burst as usize {
-            // A budget of 0 is never free: no retry then.
-            self.retry = self.restarts.front().map(|at| at.after(interval));
-            let hold = format!(
-                "budget: {} restarts in {} are used up",
-                self.policy.burst,
-                humantime::format_duration(interval)
-            );
-            return self.finding(name, now, Duration::ZERO, Some(hold)).map(Verdict::Holds);
-        }
-        let delay = self.delay();
-        self.streak = self.streak.saturating_add(1);
-        self.restarts.push_back(now.after(delay));
-        self.finding(name, now, delay, None).map(Verdict::Holds)
-    }
-
-    fn delay(&self) -> Duration {
-        let Some(doublings) = self.streak.checked_sub(1) else { return Duration::ZERO };
-        let factor = 1u64.checked_shl(doublings.min(62)).unwrap_or(u64::MAX);
-        Duration::from_millis(self.policy.backoff_ms.saturating_mul(factor).min(self.policy.backoff_max_ms))
-    }
-
-    fn finding(
-        &self,
-        name: &str,
-        now: Timestamp,
-        delay: Duration,
-        hold: Option<String>,
-    ) -> Option<Box<Finding>> {
-        let (pid, exit, stderr) = self.last.as_ref()?;
-        Some(Box::new(Finding {
-            subject: subject(name),
-            since: self.since.unwrap_or(now),
-            summary: describe(*pid, exit),
-            measured: format!(
-                "ended after {}{}",
-                humantime::format_duration(Duration::from_millis(exit.ran_ms)),
-                exit.max_rss_bytes
-                    .map(|bytes| format!(", peak memory {:.1} MiB", bytes as f64 / f64::from(1 << 20)))
-                    .unwrap_or_default()
-            ),
-            threshold: format!(
-                "{} restarts in {}",
-                self.policy.burst,
-                humantime::format_duration(Duration::from_millis(self.policy.interval_ms))
-            ),
-            baseline: "running".into(),
-            writer: exit.sender.clone(),
-            noticed_by: None,
-            evidence: stderr.iter().cloned().chain(self.lately(now)).collect(),
-            remedy: vec![
-                Action::StartProcess { name: name.to_owned() },
-                Action::FileTask {
-                    title: "Find out why a declared process keeps ending, and fix it".into(),
-                    acceptance: "the process runs for 10 minutes and health_gap stays clear".into(),
-                },
-            ],
-            delay,
-            hold,
-            depends_on: Vec::new(),
-        }))
-    }
-}
-
-fn subject(name: &str) -> Subject {
-    Subject::Process(name.to_owned())
-}
-
-/// How a process ended, in one phrase.
-fn describe(pid: u32, exit: &Exit) -> String {
-    if pid == 0 {
-        return "could not be started".to_owned();
-    }
-    let mut out = match (exit.code, exit.signal) {
-        (Some(code), _) => format!("pid {pid} exited with code {code}"),
-        (None, Some(signal)) => format!("pid {pid} was killed by {}", signal_name(signal)),
-        (None, None) => format!("pid {pid} ended while Grace did not run, or unseen"),
-    };
-    if exit.core_dumped {
-        out.push_str(", core dumped");
-    }
-    if let Some(why) = &exit.oom {
-        out.push_str(&format!(", chosen by the out-of-memory killer: {why}"));
-    } else if let Some(sender) = &exit.sender {
-        out.push_str(&match sender.pid {
-            0 => ", sent by the kernel".to_owned(),
-            _ => format!(", sent by {}", who(sender)),
-        });
-    }
-    out
-}
-
-/// `SIGKILL` for 9, and so on (signal(7), x86-64 and arm64).
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        10 => "SIGUSR1",
-        11 => "SIGSEGV",
-        12 => "SIGUSR2",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return format!("signal {signal}"),
-    };
-    name.to_owned()
 }

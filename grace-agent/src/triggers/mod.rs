@@ -3,12 +3,15 @@
 
 pub mod config_drift;
 pub mod health_gap;
+pub mod latency_spike;
 pub mod model_integrity;
 pub mod resource_pressure;
 
+use std::time::Duration;
+
 use crate::config;
 use crate::event::{Event, Timestamp};
-use crate::firing::Verdict;
+use crate::firing::{Finding, Subject, Verdict};
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
 /// and the README's table.
@@ -42,6 +45,56 @@ pub trait Trigger: Send {
     }
     /// How many subjects it judges.
     fn subjects(&self) -> usize;
+    /// What it has learned and shall know when the agent runs again: given back by `Kind::Learned`. None: it learns
+    /// nothing.
+    fn learned(&self) -> Option<serde_json::Value> {
+        None
+    }
+    /// What people should know of its judgement now, a few lines: what it is still learning, what it does not judge.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Names of one kind that a trigger judges at most: whoever sends more of them costs no more memory.
+pub(crate) const MAX_NAMES: usize = 10_000;
+/// Bytes of a name at most.
+pub(crate) const MAX_NAME: usize = 256;
+/// Lines of a kind in `notes` at most.
+pub(crate) const MAX_NOTES: usize = 8;
+
+/// What was kept of `spec`'s learning cannot be used.
+pub(crate) fn unusable(spec: &Spec, why: &str, now: Timestamp) -> Verdict {
+    Verdict::Happened(Box::new(Finding {
+        subject: Subject::Trigger(spec.name.to_owned()),
+        since: now,
+        summary: format!("what {} had learned cannot be used: it learns anew", spec.name),
+        measured: why.escape_debug().to_string(),
+        threshold: "none".into(),
+        baseline: "none".into(),
+        writer: None,
+        noticed_by: None,
+        evidence: Vec::new(),
+        remedy: Vec::new(),
+        delay: Duration::ZERO,
+        hold: None,
+        depends_on: Vec::new(),
+    }))
+}
+
+/// `seconds` as a duration, whatever number it is.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    const YEARS: f64 = 1e9;
+    if seconds.is_nan() { Duration::ZERO } else { Duration::from_secs_f64(seconds.clamp(0.0, YEARS)) }
+}
+
+/// A duration as people read it: whole seconds, where it is longer than ten.
+pub(crate) fn lasting(time: Duration) -> String {
+    let time = match time.as_secs() {
+        0..10 => Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        s => Duration::from_secs(s),
+    };
+    humantime::format_duration(time).to_string()
 }
 
 /// All triggers, in the order in which they judge.
@@ -53,11 +106,18 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
         Box::new(config_drift::ConfigDrift::new(set.config_drift.clone())),
         Box::new(model_integrity::ModelIntegrity::new(set.model_integrity.clone())),
         Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
+        Box::new(latency_spike::LatencySpike::new(set.latency_spike.clone())),
     ]
 }
 
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC, &model_integrity::SPEC, &resource_pressure::SPEC]
+    vec![
+        &health_gap::SPEC,
+        &config_drift::SPEC,
+        &model_integrity::SPEC,
+        &resource_pressure::SPEC,
+        &latency_spike::SPEC,
+    ]
 }

@@ -1,0 +1,675 @@
+//! One declared process: whether it runs, is heard of, and makes progress; and what is said of it, which is the worst of
+//! what is wrong.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::super::lasting;
+use super::pulse::{Beat, Pulse, Rule};
+use super::work::{Flat, Output, Work};
+use super::{heartbeats, logs};
+use crate::action::Action;
+use crate::baseline::Baseline;
+use crate::config;
+use crate::event::{Doing, Exit, Restart, RestartPolicy, Timestamp};
+use crate::firing::{Finding, Subject, Verdict, who};
+
+/// Facts kept in `lately`, and how long they have to do with what happens.
+const LATELY: usize = 5;
+const LATELY_FOR: Duration = Duration::from_secs(60);
+
+/// A restarted process that may need longer than this until it is heard of gets its own time before help is asked for;
+/// else the ladder's is enough (see `incident::SETTLE`).
+const SOON: Duration = Duration::from_secs(25);
+
+/// What is wrong with a process that runs, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ail {
+    /// Its log is silent.
+    Quiet,
+    /// An output stands still.
+    Flat,
+    /// It is blocked or spins.
+    Stalled,
+    /// Its heartbeats are missing.
+    Silent,
+}
+
+/// A declared process.
+pub(super) struct Process {
+    policy: RestartPolicy,
+    pid: Option<u32>,
+    /// When Grace started it; none: an earlier agent did.
+    began: Option<Timestamp>,
+    /// It has ended, and the firing holds since then.
+    since: Option<Timestamp>,
+    /// What is said while it holds.
+    last: Option<(u32, Exit, Vec<String>)>,
+    /// When it was, or will be, started again, within the window of the budget; oldest first.
+    restarts: VecDeque<Timestamp>,
+    /// Restarts in a row without a stable run between.
+    streak: u32,
+    /// When a run is seen as running again.
+    settled: Option<Timestamp>,
+    /// When the budget is free again.
+    retry: Option<Timestamp>,
+    /// It is blocked or spins: since when, and what it waits for.
+    stuck: Option<(Doing, Timestamp, Option<String>)>,
+    /// What was slow or went wrong below it lately, oldest first.
+    lately: VecDeque<(Timestamp, String)>,
+    /// What is wrong with it while it runs, and the worst that was said.
+    ails: BTreeSet<Ail>,
+    said: Option<Ail>,
+    /// How far apart its heartbeats are, where that is declared.
+    declared: Option<Duration>,
+    heart: Pulse,
+    log: Pulse,
+    pub(super) work: Work,
+}
+
+impl Process {
+    pub(super) fn new(policy: RestartPolicy, pid: Option<u32>, learn: u32) -> Self {
+        let never = Rule { declared: None, factor: 1.0, at_least: Duration::MAX };
+        Self {
+            policy,
+            pid,
+            began: None,
+            since: None,
+            last: None,
+            restarts: VecDeque::new(),
+            streak: 0,
+            settled: None,
+            retry: None,
+            stuck: None,
+            lately: VecDeque::new(),
+            ails: BTreeSet::new(),
+            said: None,
+            declared: None,
+            heart: Pulse::new(Baseline::new(learn), &never),
+            log: Pulse::new(Baseline::new(learn), &never),
+            work: Work::default(),
+        }
+    }
+
+    pub(super) fn set_policy(&mut self, policy: RestartPolicy) {
+        self.policy = policy;
+    }
+
+    /// What earlier runs learned of it.
+    pub(super) fn learn_from(
+        &mut self,
+        heart: Option<Baseline>,
+        log: Option<Baseline>,
+        settings: &config::HealthGap,
+    ) {
+        if let Some(gaps) = heart {
+            self.heart = Pulse::new(gaps, &heartbeats(settings, self.declared));
+        }
+        if let Some(gaps) = log {
+            self.log = Pulse::new(gaps, &logs(settings));
+        }
+    }
+
+    /// How far apart its heartbeats are from now on; none: as learned.
+    pub(super) fn expects(&mut self, gap: Option<Duration>, now: Timestamp, settings: &config::HealthGap) {
+        if gap == self.declared {
+            return;
+        }
+        self.declared = gap;
+        self.heart.set(&heartbeats(settings, gap));
+        if self.pid.is_some() && self.heart.last().is_none() && gap.is_some() {
+            self.heart.expect(now, settings.startup.get());
+        }
+    }
+
+    pub(super) fn note(&mut self, now: Timestamp, line: String) {
+        if self.lately.len() >= LATELY {
+            self.lately.pop_front();
+        }
+        self.lately.push_back((now, line));
+    }
+
+    fn lately(&self, now: Timestamp) -> impl Iterator<Item = String> + '_ {
+        self.lately.iter().filter(move |(at, _)| now.since(*at) < LATELY_FOR).map(move |(at, line)| {
+            let ago = Duration::from_millis(u64::try_from(now.since(*at).as_millis()).unwrap_or(u64::MAX));
+            format!("{line} ({} before)", humantime::format_duration(ago))
+        })
+    }
+
+    pub(super) fn heart(&self) -> &Pulse {
+        &self.heart
+    }
+
+    pub(super) fn log(&self) -> &Pulse {
+        &self.log
+    }
+
+    pub(super) fn heart_gaps(&self) -> &Baseline {
+        self.heart.gaps()
+    }
+
+    pub(super) fn log_gaps(&self) -> &Baseline {
+        self.log.gaps()
+    }
+
+    /// When time alone changes what is to be said of it.
+    pub(super) fn wake(&self, settings: &config::HealthGap) -> Option<Timestamp> {
+        let stalls = self.stalls_at(settings).filter(|_| !self.ails.contains(&Ail::Stalled));
+        [self.settled, self.retry, stalls, self.heart.due(), self.log.due()].into_iter().flatten().min()
+    }
+
+    /// Time passed.
+    pub(super) fn tick(
+        &mut self,
+        name: &str,
+        now: Timestamp,
+        settings: &config::HealthGap,
+        out: &mut Vec<Verdict>,
+    ) {
+        if !self.ails.contains(&Ail::Stalled) && self.stalls_at(settings).is_some_and(|at| at <= now) {
+            let (doing, said) = (self.stuck.as_ref().map(|s| s.0), self.stall(name, settings, now));
+            if let Some(finding) = said {
+                // A signal does not reach whoever waits uninterruptibly; who computes can be started anew.
+                out.extend(self.ail(Ail::Stalled, name, doing == Some(Doing::Spinning), finding, now));
+            }
+        }
+        let last = self.heart.last();
+        if self.heart.misses(now) {
+            let rule = heartbeats(settings, self.declared);
+            let finding = self.missing(
+                name,
+                "its heartbeats are missing",
+                (&self.heart, &rule),
+                last,
+                now,
+                "heartbeats come again for 10 minutes and health_gap stays clear",
+            );
+            out.extend(self.ail(Ail::Silent, name, true, finding, now));
+        }
+        let last = self.log.last();
+        if self.log.misses(now) {
+            let finding = self.missing(
+                name,
+                "its log is silent",
+                (&self.log, &logs(settings)),
+                last,
+                now,
+                "its log goes on for 10 minutes and health_gap stays clear",
+            );
+            // Nothing may have happened that is worth a line.
+            out.extend(self.ail(Ail::Quiet, name, false, finding, now));
+        }
+        if self.settled.is_some_and(|at| at <= now) {
+            self.settled = None;
+            let ran = humantime::format_duration(settings.settle.get());
+            let how = format!("runs again as pid {} for {ran}", self.pid.unwrap_or(0));
+            // Whoever was stuck is gone; what was not heard must be heard.
+            self.ails.remove(&Ail::Stalled);
+            if self.since.take().is_some() || self.said.is_some() {
+                out.extend(self.clear(name, how));
+            }
+        }
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            out.extend(self.start_again(name, now));
+        }
+    }
+
+    /// Something is wrong from now on; `restart`: that would mend it. What is said, where it is worse than what was said.
+    fn ail(
+        &mut self,
+        ail: Ail,
+        name: &str,
+        restart: bool,
+        mut finding: Box<Finding>,
+        now: Timestamp,
+    ) -> Option<Verdict> {
+        self.ails.insert(ail);
+        if self.since.is_some() || self.said.is_some_and(|said| said >= ail) {
+            return None;
+        }
+        self.said = Some(ail);
+        if restart && self.policy.restart != Restart::Never {
+            let reason = finding.summary.clone();
+            finding.remedy.insert(0, Action::RestartProcess { name: name.to_owned(), reason });
+            let stable = Duration::from_millis(self.policy.stable_ms);
+            if self.began.is_none_or(|began| now.since(began) >= stable) {
+                self.streak = 0;
+            }
+            match self.budget(now) {
+                Ok(delay) => finding.delay = delay,
+                Err(why) => finding.hold = Some(why),
+            }
+        }
+        Some(Verdict::Holds(finding))
+    }
+
+    /// Something is right again, and how.
+    fn mended(&mut self, ail: Ail, name: &str, how: &str) -> Option<Verdict> {
+        if !self.ails.remove(&ail) || self.since.is_some() {
+            return None;
+        }
+        self.clear(name, how.to_owned())
+    }
+
+    /// What is said when nothing is wrong any more.
+    fn clear(&mut self, name: &str, how: String) -> Option<Verdict> {
+        if !self.ails.is_empty() {
+            return None;
+        }
+        self.said = None;
+        Some(Verdict::Cleared(subject(name), how))
+    }
+
+    pub(super) fn forgotten(self, name: &str) -> Option<Verdict> {
+        (self.since.is_some() || self.said.is_some())
+            .then(|| Verdict::Cleared(subject(name), "not owned any more".into()))
+    }
+
+    pub(super) fn heartbeat(
+        &mut self,
+        name: &str,
+        now: Timestamp,
+        settings: &config::HealthGap,
+    ) -> Option<Verdict> {
+        let beat = self.heart.beat(now, &heartbeats(settings, self.declared));
+        (beat == Beat::Back).then(|| self.mended(Ail::Silent, name, "its heartbeats are back"))?
+    }
+
+    pub(super) fn logged(
+        &mut self,
+        name: &str,
+        now: Timestamp,
+        settings: &config::HealthGap,
+    ) -> Option<Verdict> {
+        let beat = self.log.beat(now, &logs(settings));
+        (beat == Beat::Back).then(|| self.mended(Ail::Quiet, name, "its log goes on"))?
+    }
+
+    pub(super) fn output(
+        &mut self,
+        name: &str,
+        what: Output,
+        output: &str,
+        value: f64,
+        now: Timestamp,
+        rule: &Rule,
+    ) -> Option<Verdict> {
+        let moves = self.work.told(what, output, value, now, rule);
+        moves.then(|| self.mended(Ail::Flat, name, "its outputs change again"))?
+    }
+
+    /// An output stands still.
+    pub(super) fn flat(&mut self, name: &str, flat: Flat, now: Timestamp) -> Option<Verdict> {
+        self.pid?;
+        // Who gives another sign of life works, and what stands still may be as it should.
+        let restart = !flat.alive && !self.heart.alive();
+        let finding = Box::new(Finding {
+            subject: subject(name),
+            since: flat.since,
+            summary: format!(
+                "{} {} stands still while its work goes on",
+                flat.what.name(),
+                flat.name.escape_debug()
+            ),
+            measured: format!(
+                "the same for {}, in which {} times work waited or was answered elsewhere",
+                lasting(now.since(flat.since)),
+                flat.signs
+            ),
+            threshold: format!("the same for {}", lasting(flat.limit)),
+            baseline: format!("it changes: {}", flat.normal),
+            writer: None,
+            noticed_by: None,
+            evidence: self.lately(now).collect(),
+            remedy: vec![Action::FileTask {
+                title: "Find out why an output of a declared process stands still, and fix it".into(),
+                acceptance: "the output changes again and health_gap stays clear for 10 minutes".into(),
+            }],
+            delay: Duration::ZERO,
+            hold: None,
+            depends_on: Vec::new(),
+        });
+        self.ail(Ail::Flat, name, restart, finding, now)
+    }
+
+    pub(super) fn progress(
+        &mut self,
+        name: &str,
+        pid: u32,
+        doing: Doing,
+        since: Timestamp,
+        wait: Option<String>,
+    ) -> Option<Verdict> {
+        if self.pid != Some(pid) {
+            return None;
+        }
+        self.stuck = (doing != Doing::Working).then_some((doing, since, wait));
+        if self.stuck.is_some() {
+            return None;
+        }
+        self.mended(Ail::Stalled, name, "makes progress again")
+    }
+
+    /// For `away` until `now` nobody could see or hear it.
+    pub(super) fn away(&mut self, away: Duration, now: Timestamp) {
+        self.heart.away(away, now);
+        self.log.away(away, now);
+        self.work.away(away, now);
+        if let Some((_, since, _)) = &mut self.stuck {
+            *since = since.after(away).min(now);
+        }
+    }
+
+    pub(super) fn started(
+        &mut self,
+        name: &str,
+        pid: u32,
+        now: Timestamp,
+        settings: &config::HealthGap,
+    ) -> Option<Verdict> {
+        self.pid = Some(pid);
+        self.began = Some(now);
+        self.retry = None;
+        if self.since.is_some() || self.said.is_some() {
+            self.settled = Some(now.after(settings.settle.get()));
+        }
+        self.log.pause();
+        self.work.pause();
+        if self.heart.missing() {
+            return self.restarted(name, now, settings);
+        }
+        if self.declared.is_some() {
+            self.heart.expect(now, settings.startup.get());
+        } else {
+            // It may need its time; how long, nobody declared.
+            self.heart.pause();
+        }
+        None
+    }
+
+    /// It was restarted because it was silent: how long it may take until it is heard of.
+    fn restarted(&mut self, name: &str, now: Timestamp, settings: &config::HealthGap) -> Option<Verdict> {
+        let last = self.heart.last();
+        self.heart.pause();
+        let patience = self.heart.limit()?.max(settings.startup.get());
+        if self.said != Some(Ail::Silent) || patience <= SOON {
+            return None;
+        }
+        let rule = heartbeats(settings, self.declared);
+        let mut finding = self.missing(
+            name,
+            "its heartbeats are missing",
+            (&self.heart, &rule),
+            last,
+            now,
+            "heartbeats come again for 10 minutes and health_gap stays clear",
+        );
+        let reason = finding.summary.clone();
+        finding.remedy.insert(0, Action::RestartProcess { name: name.to_owned(), reason });
+        finding.delay = patience;
+        finding.hold = Some(format!("it was restarted, and is silent for {} since", lasting(patience)));
+        Some(Verdict::Holds(finding))
+    }
+
+    /// What is said of something regular that is missing since `last`.
+    fn missing(
+        &self,
+        name: &str,
+        what: &str,
+        (pulse, rule): (&Pulse, &Rule),
+        last: Option<Timestamp>,
+        now: Timestamp,
+        acceptance: &str,
+    ) -> Box<Finding> {
+        let last = last.unwrap_or(now);
+        let pid = self.pid.map(|pid| format!("pid {pid}: ")).unwrap_or_default();
+        Box::new(Finding {
+            subject: subject(name),
+            since: last,
+            summary: format!("{pid}{what}"),
+            measured: format!("none for {}", lasting(now.since(last))),
+            threshold: format!("none for {}", lasting(pulse.limit().unwrap_or_default())),
+            baseline: pulse.normal(rule),
+            writer: None,
+            noticed_by: None,
+            evidence: self.lately(now).collect(),
+            remedy: vec![Action::FileTask {
+                title: "Find out why a declared process runs but is not heard of, and fix it".into(),
+                acceptance: acceptance.to_owned(),
+            }],
+            delay: Duration::ZERO,
+            hold: None,
+            depends_on: Vec::new(),
+        })
+    }
+
+    /// How long it may be as it is, where there is a limit.
+    fn limit(doing: Doing, settings: &config::HealthGap) -> Option<Duration> {
+        match doing {
+            Doing::Working => None,
+            Doing::Blocked => Some(settings.blocked.get()),
+            Doing::Spinning => settings.spinning.map(config::Span::get),
+        }
+    }
+
+    /// When it will have made no progress for too long.
+    fn stalls_at(&self, settings: &config::HealthGap) -> Option<Timestamp> {
+        let (doing, since, _) = self.stuck.as_ref()?;
+        Some(since.after(Self::limit(*doing, settings)?))
+    }
+
+    fn stall(&self, name: &str, settings: &config::HealthGap, now: Timestamp) -> Option<Box<Finding>> {
+        let (doing, since, wait) = self.stuck.as_ref()?;
+        let limit = humantime::format_duration(Self::limit(*doing, settings)?);
+        let pid = self.pid?;
+        let how = match doing {
+            Doing::Blocked => "is blocked in the kernel and cannot be interrupted",
+            _ => "runs without making any system call",
+        };
+        let wait = wait.as_ref().map(|w| format!(", waits in {}", w.escape_debug())).unwrap_or_default();
+        let lasts = humantime::format_duration(Duration::from_secs(now.since(*since).as_secs()));
+        Some(Box::new(Finding {
+            subject: subject(name),
+            since: *since,
+            summary: format!("pid {pid} makes no progress: it {how}{wait}"),
+            measured: format!("for {lasts}"),
+            threshold: format!("for {limit}"),
+            baseline: "makes system calls".into(),
+            writer: None,
+            noticed_by: None,
+            evidence: self.lately(now).collect(),
+            remedy: vec![Action::FileTask {
+                title: "Find out why a declared process makes no progress, and fix it".into(),
+                acceptance: "the process makes progress for 10 minutes and health_gap stays clear".into(),
+            }],
+            delay: Duration::ZERO,
+            hold: None,
+            depends_on: Vec::new(),
+        }))
+    }
+
+    pub(super) fn ended(
+        &mut self,
+        name: &str,
+        pid: u32,
+        exit: &Exit,
+        stderr: &[String],
+        now: Timestamp,
+    ) -> Vec<Verdict> {
+        if exit.restarting {
+            // Grace's own doing: no crash, and no recovery either. The next one may have been told of already.
+            if self.pid == Some(pid) {
+                (self.pid, self.settled, self.stuck) = (None, None, None);
+            }
+            return Vec::new();
+        }
+        self.pid = None;
+        self.settled = None;
+        self.stuck = None;
+        // What is said from now on is that it ended.
+        self.ails.clear();
+        self.heart.reset();
+        self.log.reset();
+        self.work.reset();
+        let ailed = self.said.take().is_some();
+        let over = |how: &str| Verdict::Cleared(subject(name), how.to_owned());
+        if exit.asked_for {
+            return ailed.then(|| over("was ended")).into_iter().collect();
+        }
+        let failed = exit.code != Some(0);
+        if self.policy.restart == Restart::OnFailure && !failed {
+            let held = self.since.take().is_some() || ailed;
+            return held.then(|| over("exited with code 0")).into_iter().collect();
+        }
+        if exit.ran_ms >= self.policy.stable_ms {
+            self.streak = 0;
+        }
+        self.last = Some((pid, exit.clone(), stderr.to_vec()));
+        if self.policy.restart == Restart::Never {
+            self.since = None;
+            let happened = self.finding(name, now, Duration::ZERO, None).map(|mut finding| {
+                finding.remedy.clear();
+                Verdict::Happened(finding)
+            });
+            return ailed.then(|| over("it has ended")).into_iter().chain(happened).collect();
+        }
+        self.since.get_or_insert(now);
+        self.start_again(name, now).into_iter().collect()
+    }
+
+    fn start_again(&mut self, name: &str, now: Timestamp) -> Option<Verdict> {
+        match self.budget(now) {
+            Ok(delay) => self.finding(name, now, delay, None).map(Verdict::Holds),
+            Err(hold) => {
+                // A budget of 0 is never free: no retry then.
+                self.retry = self.restarts.front().map(|at| at.after(self.interval()));
+                self.finding(name, now, Duration::ZERO, Some(hold)).map(Verdict::Holds)
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.policy.interval_ms)
+    }
+
+    /// Takes one restart from the budget: after which delay it may be done, or why not.
+    fn budget(&mut self, now: Timestamp) -> Result<Duration, String> {
+        let interval = self.interval();
+        while self.restarts.front().is_some_and(|at| at.after(interval) <= now) {
+            self.restarts.pop_front();
+        }
+        if self.restarts.len() >= self.policy.burst as usize {
+            return Err(format!(
+                "budget: {} restarts in {} are used up",
+                self.policy.burst,
+                humantime::format_duration(interval)
+            ));
+        }
+        let delay = self.delay();
+        self.streak = self.streak.saturating_add(1);
+        self.restarts.push_back(now.after(delay));
+        Ok(delay)
+    }
+
+    fn delay(&self) -> Duration {
+        let Some(doublings) = self.streak.checked_sub(1) else { return Duration::ZERO };
+        let factor = 1u64.checked_shl(doublings.min(62)).unwrap_or(u64::MAX);
+        Duration::from_millis(self.policy.backoff_ms.saturating_mul(factor).min(self.policy.backoff_max_ms))
+    }
+
+    fn finding(
+        &self,
+        name: &str,
+        now: Timestamp,
+        delay: Duration,
+        hold: Option<String>,
+    ) -> Option<Box<Finding>> {
+        let (pid, exit, stderr) = self.last.as_ref()?;
+        Some(Box::new(Finding {
+            subject: subject(name),
+            since: self.since.unwrap_or(now),
+            summary: describe(*pid, exit),
+            measured: format!(
+                "ended after {}{}",
+                humantime::format_duration(Duration::from_millis(exit.ran_ms)),
+                exit.max_rss_bytes
+                    .map(|bytes| format!(", peak memory {:.1} MiB", bytes as f64 / f64::from(1 << 20)))
+                    .unwrap_or_default()
+            ),
+            threshold: format!(
+                "{} restarts in {}",
+                self.policy.burst,
+                humantime::format_duration(Duration::from_millis(self.policy.interval_ms))
+            ),
+            baseline: "running".into(),
+            writer: exit.sender.clone(),
+            noticed_by: None,
+            evidence: stderr.iter().cloned().chain(self.lately(now)).collect(),
+            remedy: vec![
+                Action::StartProcess { name: name.to_owned() },
+                Action::FileTask {
+                    title: "Find out why a declared process keeps ending, and fix it".into(),
+                    acceptance: "the process runs for 10 minutes and health_gap stays clear".into(),
+                },
+            ],
+            delay,
+            hold,
+            depends_on: Vec::new(),
+        }))
+    }
+}
+
+fn subject(name: &str) -> Subject {
+    Subject::Process(name.to_owned())
+}
+
+/// How a process ended, in one phrase.
+pub(super) fn describe(pid: u32, exit: &Exit) -> String {
+    if pid == 0 {
+        return "could not be started".to_owned();
+    }
+    let mut out = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("pid {pid} exited with code {code}"),
+        (None, Some(signal)) => format!("pid {pid} was killed by {}", signal_name(signal)),
+        (None, None) => format!("pid {pid} ended while Grace did not run, or unseen"),
+    };
+    if exit.core_dumped {
+        out.push_str(", core dumped");
+    }
+    if let Some(why) = &exit.oom {
+        out.push_str(&format!(", chosen by the out-of-memory killer: {why}"));
+    } else if let Some(sender) = &exit.sender {
+        out.push_str(&match sender.pid {
+            0 => ", sent by the kernel".to_owned(),
+            _ => format!(", sent by {}", who(sender)),
+        });
+    }
+    out
+}
+
+/// `SIGKILL` for 9, and so on (signal(7), x86-64 and arm64).
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return format!("signal {signal}"),
+    };
+    name.to_owned()
+}
