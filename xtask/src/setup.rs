@@ -36,16 +36,19 @@ pub(crate) enum Part {
     Ebpf,
     /// To boot other kernels.
     Guests,
+    /// To run applications as they would.
+    Clients,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Agent, Self::Ebpf, Self::Guests];
+    const ALL: [Self; 4] = [Self::Agent, Self::Ebpf, Self::Guests, Self::Clients];
 
     fn purpose(self) -> &'static str {
         match self {
             Self::Agent => "to build the agent",
             Self::Ebpf => "to build the eBPF object",
             Self::Guests => "to test in other kernels",
+            Self::Clients => "to test the Python client",
         }
     }
 }
@@ -153,6 +156,7 @@ fn missing(part: Part) -> Vec<String> {
             }
             packages
         }
+        Part::Clients => tool("python3", "python3").into_iter().collect(),
     }
 }
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import unittest
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import grace_client
 from grace_client import triggers
@@ -61,7 +61,7 @@ class Case(unittest.TestCase):
                     return
 
         threading.Thread(target=serve, daemon=True).start()
-        self.addCleanup(lambda: [peer.close() for peer in held])
+        self.addCleanup(held.clear)
 
     def everything(self) -> List[Any]:
         """Everything that there is to call, with arguments that fit."""
@@ -99,8 +99,8 @@ class NoAgent(Case):
     def test_odd_arguments_neither(self) -> None:
         odd: Any
         for odd in ODD_NAMES:
-            for call in (grace_client.heartbeat, grace_client.error):
-                call(odd)
+            grace_client.heartbeat(odd)
+            grace_client.error(odd)
             grace_client.queue(odd, 1)
             triggers.config_drift_trigger.snapshot_config(odd)
             triggers.predictive_failure_trigger.predict_failure_risk(odd)
@@ -194,22 +194,24 @@ class Records(Case):
 
     def test_what_goes_out(self) -> None:
         receiver = self.receiver()
-        for call, expected in [
+        lines: List[Tuple[Callable[[], bool], bytes]] = [
             (lambda: grace_client.heartbeat("coding_agent"), b"heartbeat.coding_agent:1.0|c"),
             (lambda: grace_client.queue("message_bus", 1500), b"queue.message_bus:1500.0|g"),
             (lambda: grace_client.latency("/api/chat", 850.5), b"latency./api/chat:850.5|ms"),
             (lambda: grace_client.accuracy("grace_reasoning", 0.85), b"accuracy.grace_reasoning:0.85|g"),
-        ]:
+        ]
+        for call, expected in lines:
             self.assertTrue(call())
             self.assertEqual(self.one(receiver), expected)
-        for call, expected in [
+        documents: List[Tuple[Callable[[], bool], Any]] = [
             (lambda: grace_client.queue("a:b|c", 3), {"kind": "queue", "name": "a:b|c", "depth": 3}),
             (lambda: grace_client.metric("WATCHDOG=1", 2), {"kind": "metric", "name": "WATCHDOG=1", "value": 2}),
             (lambda: grace_client.error("E", "t"), {"kind": "error", "error": "E", "trace": "t"}),
             (lambda: grace_client.error("E"), {"kind": "error", "error": "E"}),
-        ]:
+        ]
+        for call, document in documents:
             self.assertTrue(call())
-            self.assertEqual(json.loads(self.one(receiver)), expected)
+            self.assertEqual(json.loads(self.one(receiver)), document)
 
     def test_of_a_long_trace_begin_and_end_arrive(self) -> None:
         receiver = self.receiver()

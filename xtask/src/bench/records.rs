@@ -25,6 +25,8 @@ const RATE: u64 = 200_000;
 const SENDERS: u64 = 4;
 /// As deep as the agent's own queue.
 const QUEUE: &str = "8192";
+/// One that fell behind sends no more than this at once: it would meet its own buffer, not the receiver.
+const BURST: i128 = 200;
 /// Paced senders send in bursts this far apart.
 const TICK_NS: i64 = 1_000_000;
 /// What has not been read this long after the last datagram will not be.
@@ -203,7 +205,8 @@ fn one(sender: &UnixDatagram, rate: Option<u64>, seconds: u32) -> Result<Run> {
         // One that fell behind catches up: a rate is what was sent by its end.
         let due = match rate {
             Some(rate) => (i128::from(rate) * i128::from(now - began) / 1_000_000_000)
-                .saturating_sub(i128::from(sent + refused)),
+                .saturating_sub(i128::from(sent + refused))
+                .min(BURST),
             None => 256,
         };
         for _ in 0..due {

@@ -120,6 +120,8 @@ class Agent:
             try:
                 fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
                 fresh.setblocking(False)
+                # What waits to be read is charged to the sender: room for a burst, as much as the host allows.
+                fresh.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
                 fresh.connect(self._datagrams)
                 self._socket = fresh
                 return fresh

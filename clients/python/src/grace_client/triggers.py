@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
 from urllib.parse import quote
 
 import grace_client
@@ -35,6 +35,7 @@ __all__ = [
 
 #: `trigger`, `target` (`self_healing` or `coding_agent`), `action`, `issues`.
 Result = Dict[str, Any]
+_T = TypeVar("_T")
 AnyPath = Union[str, "os.PathLike[str]"]
 
 #: How long a repair that a check set off is waited for, in seconds.
@@ -106,7 +107,7 @@ def _issue(firing: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-async def _aside(work: Any) -> Any:
+async def _aside(work: Callable[[], Optional[_T]]) -> Optional[_T]:
     """`work` off the event loop. Nothing of it reaches the application."""
     try:
         return await asyncio.get_running_loop().run_in_executor(None, work)

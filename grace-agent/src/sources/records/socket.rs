@@ -387,7 +387,7 @@ mod tests {
         sender.send(b"a:1|g").unwrap();
         sender.send(&vec![b'x'; DATAGRAM_MAX + 1]).unwrap();
         // One that passes a descriptor along, as sd_notify's barrier does.
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = net::SendAncillaryBuffer::new(&mut space);
         let fds = [writer.as_fd()];
