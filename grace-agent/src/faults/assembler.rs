@@ -155,6 +155,8 @@ struct Lane {
     id: u64,
     used: u64,
     open: Option<Open>,
+    /// The line before ended a trace.
+    ended: bool,
 }
 
 /// The assembler of one stream.
@@ -237,7 +239,9 @@ impl Assembler {
 
 impl Lane {
     fn take(&mut self, line: &Line<'_>, at: Timestamp, out: &mut Vec<Fault>) {
+        let mut after_one = std::mem::take(&mut self.ended);
         if let Some(mut open) = self.open.take() {
+            after_one = true;
             match open.parser.take(line) {
                 _ if open.full(at) => out.extend(open.finish()),
                 Step::Took => {
@@ -253,6 +257,7 @@ impl Lane {
                 }
                 Step::Last => {
                     open.keep(line.body, at);
+                    self.ended = true;
                     out.extend(open.finish());
                     return;
                 }
@@ -285,6 +290,7 @@ impl Lane {
             }
         }
         match Parser::begin(line) {
+            Some(Parser::Native(trace)) if after_one && trace.is_echo() => {}
             Some(Parser::Line(draft)) => out.push(draft.finish(vec![cap(line.body, TRACE_LINE)])),
             Some(parser) => {
                 let mut open = Open::new(parser, at, line.stamped);

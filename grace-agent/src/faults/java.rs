@@ -8,6 +8,7 @@ use super::{Cause, Draft, Frame, Language};
 pub(super) struct Trace {
     first: Cause,
     causes: Vec<Cause>,
+    aside: Vec<Cause>,
     /// Within a suppressed exception: not what failed first.
     suppressed: bool,
     framed: bool,
@@ -57,8 +58,8 @@ pub(super) fn frame(trimmed: &str) -> Option<Frame> {
 impl Trace {
     /// A trace that begins with an exception of this kind.
     pub(super) fn new(kind: &str, message: &str) -> Self {
-        let first = Cause { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new() };
-        Self { first, causes: Vec::new(), suppressed: false, framed: false, more: 0, crash: false }
+        let first = Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() };
+        Self { first, causes: Vec::new(), aside: Vec::new(), suppressed: false, framed: false, more: 0, crash: false }
     }
 
     fn current(&mut self) -> &mut Cause {
@@ -84,13 +85,17 @@ impl Trace {
             if !inner {
                 self.suppressed = false;
                 let (kind, message) = header(rest).unwrap_or((rest, ""));
-                self.causes.push(Cause { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new() });
+                self.causes.push(Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() });
                 self.causes.truncate(16);
             }
             return Step::Took;
         }
-        if trimmed.starts_with("Suppressed: ") {
+        if let Some(rest) = trimmed.strip_prefix("Suppressed: ") {
             self.suppressed = true;
+            // Of what failed on the way out only what it was counts.
+            let (kind, _) = header(rest).unwrap_or((rest, ""));
+            self.aside.push(Cause { kind: format!("suppressed {kind}"), ..Cause::default() });
+            self.aside.truncate(4);
             return Step::Took;
         }
         if trimmed.starts_with("... ") || trimmed.starts_with("[CIRCULAR REFERENCE") || trimmed.starts_with("- locked") {
@@ -126,7 +131,7 @@ impl Trace {
         let mut draft = Draft::new(Language::Java, &self.first.kind, &self.first.message);
         draft.frames = turned(self.first.frames);
         draft.causes =
-            self.causes.into_iter().map(|c| Cause { frames: turned(c.frames), ..c }).collect();
+            self.causes.into_iter().chain(self.aside).map(|c| Cause { frames: turned(c.frames), ..c }).collect();
         Some(draft)
     }
 }

@@ -111,6 +111,8 @@ struct Draft {
     frames: Vec<Frame>,
     /// What led to it, or what it is made of.
     causes: Vec<Cause>,
+    /// The statement that raised it, where the trace shows it.
+    source: String,
 }
 
 /// What led to a fault.
@@ -119,6 +121,7 @@ struct Cause {
     kind: String,
     message: String,
     frames: Vec<Frame>,
+    source: String,
 }
 
 impl Draft {
@@ -129,13 +132,14 @@ impl Draft {
             message: message.to_owned(),
             frames: Vec::new(),
             causes: Vec::new(),
+            source: String::new(),
         }
     }
 
     fn finish(self, trace: Vec<String>) -> Fault {
         let kind = cap(self.kind.trim(), KIND_MAX);
         let message = cap(self.message.trim(), MESSAGE_MAX);
-        let template = shape(&kind, &message);
+        let template = template::words_of(&shape(&kind, &message), &self.source);
         let deep = matches!(kind.as_str(), "RecursionError" | "java.lang.StackOverflowError")
             || message.contains("call stack size exceeded")
             || message.contains("stack overflow");
@@ -151,7 +155,7 @@ impl Draft {
         for cause in self.causes.iter().take(CAUSES_MAX) {
             part("cause");
             part(cause.kind.trim());
-            part(&shape(&cause.kind, &cause.message));
+            part(&template::words_of(&shape(&cause.kind, &cause.message), &cause.source));
             let (frames, _) = frame::own(&cause.frames, 3, false);
             frames.iter().for_each(|f| part(f));
         }

@@ -101,6 +101,9 @@ pub(super) fn begin(text: &str) -> Option<Trace> {
     if let Some(rest) = text.strip_prefix("Check failed: ") {
         return trace("Check failed", rest.trim(), Shape::Stack);
     }
+    if text.trim_end() == "Aborted" {
+        return trace("Aborted", "", Shape::Stack);
+    }
     for name in SIGNALS {
         if let Some(at) = text.find(name)
             && at < 80
@@ -116,6 +119,12 @@ pub(super) fn begin(text: &str) -> Option<Trace> {
 }
 
 impl Trace {
+    /// Whether this is what a shell says about a child that a signal ended: of one that wrote a trace just before, it is
+    /// no second fault.
+    pub(super) fn is_echo(&self) -> bool {
+        self.frames.is_empty() && (self.kind == "Aborted" || SIGNALS.iter().any(|s| s.starts_with(&self.kind)))
+    }
+
     pub(super) fn take(&mut self, line: &Line<'_>) -> Step {
         let trimmed = line.body.trim();
         if let Some((number, frame)) = stack_line(trimmed) {
@@ -152,6 +161,7 @@ impl Trace {
             },
             Shape::Stack => {
                 let more = trimmed.starts_with("SUMMARY: ") || trimmed.starts_with("*** Check failure stack trace");
+                let more = more || (trimmed.starts_with("terminate called ") && self.stacks == 0);
                 if more || (self.stacks > 0 && trimmed.is_empty()) {
                     return Step::Took;
                 }

@@ -28,7 +28,7 @@ pub(super) struct Trace {
 pub(super) fn begin(text: &str, stamped: bool) -> Option<Trace> {
     let trace = |at, kind: &str, message: &str, place: &str| Trace {
         at,
-        first: Cause { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new() },
+        first: Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() },
         causes: Vec::new(),
         place: place.to_owned(),
         more: 0,
@@ -95,7 +95,7 @@ impl Trace {
     pub(super) fn new(kind: &str, message: &str) -> Self {
         Self {
             at: At::Frames,
-            first: Cause { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new() },
+            first: Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() },
             causes: Vec::new(),
             place: String::new(),
             more: 0,
@@ -106,6 +106,9 @@ impl Trace {
         let (text, trimmed) = (line.body, line.body.trim());
         if self.at == At::Prelude {
             self.more += 1;
+            if trimmed.starts_with("throw ") {
+                trimmed.clone_into(&mut self.first.source);
+            }
             let caret = trimmed.is_empty() || trimmed.bytes().all(|b| b == b'^');
             if !caret && !text.starts_with(' ') {
                 if text.starts_with("[UnhandledPromiseRejection") {
@@ -148,7 +151,7 @@ impl Trace {
             if let Some(cause) = trimmed.strip_prefix("[cause]: ")
                 && let Some((kind, message)) = header(cause)
             {
-                self.causes.push(Cause { kind: kind.to_owned(), message: message.trim_end_matches(" {").to_owned(), frames: Vec::new() });
+                self.causes.push(Cause { kind: kind.to_owned(), message: message.trim_end_matches(" {").to_owned(), ..Cause::default() });
                 self.causes.truncate(8);
             }
             self.more += 1;
@@ -171,6 +174,7 @@ impl Trace {
         let turned = |frames: Vec<Frame>| frames.into_iter().rev().collect::<Vec<_>>();
         let mut draft = Draft::new(Language::Node, &self.first.kind, &self.first.message);
         draft.frames = turned(self.first.frames);
+        draft.source = self.first.source;
         if self.first.kind == "SyntaxError" && !self.place.is_empty() {
             draft.frames.push(Frame::new("<syntax>", &self.place));
         }

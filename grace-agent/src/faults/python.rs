@@ -42,7 +42,7 @@ pub(super) fn begin(text: &str) -> Option<Trace> {
     let trimmed = text.trim();
     let trace = |at, kind: &str, message: &str| Trace {
         at,
-        now: Cause { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new() },
+        now: Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() },
         before: Vec::new(),
         more: 0,
         stamped: false,
@@ -104,7 +104,7 @@ impl Trace {
                 }
                 // A chained exception without a traceback of its own.
                 if let Some((kind, message)) = exception(text) {
-                    self.now = Cause { kind, message, frames: Vec::new() };
+                    self.now = Cause { kind, message, ..Cause::default() };
                     self.at = At::Told;
                     return Step::Took;
                 }
@@ -133,12 +133,17 @@ impl Trace {
 
     fn frames(&mut self, text: &str) -> Step {
         if let Some((frame, _)) = file_line(text) {
+            self.now.source.clear();
             if self.now.frames.len() < 1000 {
                 self.now.frames.push(frame);
             }
             return Step::Took;
         }
-        if text.starts_with("    ") || text.starts_with("  [Previous line") || text.trim().is_empty() {
+        if text.starts_with("    ") {
+            note_source(&mut self.now, text);
+            return Step::Took;
+        }
+        if text.starts_with("  [Previous line") || text.trim().is_empty() {
             return Step::Took;
         }
         if text.trim().ends_with(HEADER) {
@@ -180,7 +185,10 @@ impl Trace {
         let inner = inner.strip_prefix(' ').unwrap_or(inner);
         let part = self.before.last_mut().unwrap_or(&mut self.now);
         if let Some((frame, _)) = file_line(inner) {
+            part.source.clear();
             part.frames.push(frame);
+        } else if inner.starts_with("    ") {
+            note_source(part, inner);
         } else if !inner.starts_with(' ')
             && part.kind.is_empty()
             && let Some((kind, message)) = exception(inner)
@@ -196,6 +204,12 @@ impl Trace {
     pub(super) fn finish(self) -> Option<Draft> {
         let mut causes = self.before;
         causes.retain(|c| !c.kind.is_empty());
+        if self.at == At::Group {
+            // Parts that were never raised were made where the group was.
+            for part in causes.iter_mut().filter(|c| c.frames.is_empty()) {
+                self.now.source.clone_into(&mut part.source);
+            }
+        }
         let now = if self.now.kind.is_empty() {
             // Cut off in the middle: what came before is known, the rest is not.
             causes.pop()?
@@ -204,6 +218,7 @@ impl Trace {
         };
         let mut draft = Draft::new(Language::Python, now.kind.trim_start_matches("__main__."), &now.message);
         draft.frames = now.frames;
+        draft.source = now.source;
         draft.causes = causes;
         Some(draft)
     }
@@ -241,6 +256,14 @@ pub(super) fn exception(text: &str) -> Option<(String, String)> {
     let known = kind.contains('.') && ["error", "timeout", "herror", "gaierror"].contains(&last);
     let levels = ["INFO", "WARNING", "ERROR", "DEBUG", "CRITICAL", "Traceback"];
     ((capital && !levels.contains(&kind)) || known).then(|| (kind.to_owned(), message.to_owned()))
+}
+
+/// Keeps the line of code of the innermost frame where it raises an error itself.
+fn note_source(cause: &mut Cause, text: &str) {
+    let code = text.trim();
+    if cause.source.is_empty() && (code.starts_with("raise ") || code.starts_with("assert ")) {
+        code.clone_into(&mut cause.source);
+    }
 }
 
 /// The frames among lines that have no header.

@@ -26,8 +26,7 @@ const CODES: &[&str] =
 /// After these words a quoted name is a part of a program, not a value.
 const BEFORE_A_NAME: &[&str] = &[
     "named", "name", "attribute", "function", "argument", "parameter", "import", "class", "method", "field", "column",
-    "table", "relation", "reading", "property", "library", "symbol", "type", "module", "package", "of", "call",
-    "calling", "failure", "error", "assertion", "operator", "option", "setting", "unknown", "undefined", "member",
+    "table", "relation", "reading", "property", "library", "symbol", "type", "module", "package", "call", "calling", "failure", "error", "assertion", "operator", "option", "setting", "unknown", "undefined", "member",
 ];
 
 /// Kinds of errors whose quoted words are names in the program's own text.
@@ -85,6 +84,28 @@ pub fn template(kind: &str, message: &str) -> String {
         }
     }
     out.finish()
+}
+
+/// `template` with only those of its words that stand in `source`, the statement that raised the error: what the program
+/// put into its own text at run time is not there. A statement without text says nothing.
+pub(super) fn words_of(template: &str, source: &str) -> String {
+    if !source.contains(['"', '\'', '`']) {
+        return template.to_owned();
+    }
+    let mut out = String::with_capacity(template.len());
+    for word in template.split(' ') {
+        let core = word.trim_matches(|c: char| !c.is_alphanumeric());
+        let fixed = !word.contains('<') && (core.is_empty() || source.contains(core));
+        let fixed = if fixed { word } else { "<v>" };
+        if fixed == "<v>" && out.ends_with("<v>") {
+            continue;
+        }
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(fixed);
+    }
+    out
 }
 
 #[derive(Default)]
@@ -364,7 +385,7 @@ fn is_name(text: &str) -> bool {
 /// Whether what follows a quote says that it was a name: `'int' object`, `'x' is not defined`.
 fn names_its_type(text: &[char], end: usize) -> bool {
     let after: String = text.get(end + 1..).unwrap_or_default().iter().take(16).collect();
-    [" object", " is not def", " is undef", " module", " type", " failed"].iter().any(|s| after.starts_with(s))
+    [" object", " is not def", " is undef", " module", " type"].iter().any(|s| after.starts_with(s))
 }
 
 fn quoted(inner: &str) -> String {
