@@ -22,6 +22,8 @@ pub enum Subject {
     Process(String),
     /// One of Grace's own triggers.
     Trigger(String),
+    /// An error that keeps coming back, by its signature.
+    Error(String),
 }
 
 impl fmt::Display for Subject {
@@ -30,6 +32,7 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Error(signature) => write!(f, "error {signature}"),
         }
     }
 }

@@ -200,7 +200,11 @@ impl Recorder {
             Kind::ProcessDeclared { name, .. } => (3, name.clone()),
             Kind::ProcessForgotten { name } => {
                 self.preamble.remove(&(3, name.clone()));
+                self.preamble.remove(&(4, format!("logs {name}")));
                 return;
+            }
+            Kind::ErrorSource { source, process, .. } => {
+                (4, format!("{source} {}", process.as_deref().unwrap_or_default()))
             }
             Kind::ProcessStarted { name, pid: now } => {
                 if let Some(Event { kind: Kind::ProcessDeclared { pid, .. }, .. }) =

@@ -147,6 +147,7 @@ fn subject(subject: &Subject) -> String {
         Subject::File(path) => path.display().to_string(),
         Subject::Process(name) => name.clone(),
         Subject::Trigger(name) => format!("trigger {name}"),
+        Subject::Error(signature) => format!("error {signature}"),
     }
 }
 

@@ -31,6 +31,8 @@ use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Take};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
+use crate::sources::journald::Journald;
+use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::triggers;
 
@@ -49,6 +51,8 @@ pub(super) struct Agent {
     pub(super) gpu: Mutex<SourceView>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
+    pub(super) kmsg: Arc<Kmsg>,
+    pub(super) journald: Arc<Journald>,
     pub(super) duties: Duties,
     pub(super) firings: broadcast::Sender<FiringView>,
     pub(super) config: Mutex<Config>,
@@ -69,6 +73,9 @@ impl Agent {
                 format!("{specs} declared, by pidfd")
             },
         });
+        out.push(self.executor.followed.health());
+        out.push(self.kmsg.health());
+        out.push(self.journald.health());
         out.push(lock(&self.gpu).clone());
         let psi: Vec<String> = ["cpu", "memory", "io"]
             .iter()
@@ -188,6 +195,9 @@ impl Control for Agent {
         let mut lost: BTreeMap<String, u64> =
             BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
         lost.extend(self.executor.files.lost());
+        lost.extend(self.executor.followed.lost());
+        lost.insert("kmsg".to_owned(), self.kmsg.lost());
+        lost.insert("journald".to_owned(), self.journald.lost());
         let mut delivered = BTreeMap::new();
         let mut ring = Vec::new();
         if let (Some(probes), Some(reader)) = (&self.probes, &self.reader) {
@@ -439,6 +449,7 @@ impl Control for Agent {
         self.executor.send(Kind::ProcessForgotten { name: name.to_owned() });
         self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
         let stopped = self.executor.stop(name);
+        self.executor.followed.forget(name);
         start_process::forget(name, &self.executor.running);
         stopped.map_err(ControlError::Failed)
     }

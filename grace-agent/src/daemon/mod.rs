@@ -1,6 +1,6 @@
 //! The agent: joins every room. Threads and channels stand here, judgement does not.
 //!
-//! Threads: `grace-ring` reads the probes · `grace-files` looks at files · `grace-processes` waits on pidfds ·
+//! Threads: `grace-logs`, `grace-kmsg` and `grace-journald` look for errors · `grace-ring` reads the probes · `grace-files` looks at files · `grace-processes` waits on pidfds ·
 //! `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
@@ -42,6 +42,9 @@ use crate::snapshots::{Snapshot, Store, StoreError, Take};
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::self_test;
+use crate::sources::journald::Journald;
+use crate::sources::kmsg::Kmsg;
+use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
@@ -143,15 +146,24 @@ fn serve(
     if let Some(reader) = &reader {
         reader.tell_processes(Arc::clone(&processes));
     }
+    let note = state.path().canonicalize().context("the state folder")?.join("log-places.json");
+    let (followed, logs_thread) = Logs::start(note, events.clone()).context("cannot start to follow logs")?;
+    let feed = &config.triggers.error_feed;
+    let (kmsg, kmsg_thread) =
+        Kmsg::start(feed.kmsg, events.clone()).context("cannot start to follow the kernel's messages")?;
+    let (journald, journald_thread) =
+        Journald::start(feed.journald, events.clone()).context("cannot start to follow the journal")?;
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
         files: files.clone(),
         processes: Arc::clone(&processes),
+        followed: Arc::clone(&followed),
         specs: Mutex::new(BTreeMap::new()),
         starts: Mutex::new(BTreeMap::new()),
         quarantine: state.quarantine(),
-        logs: state.logs(),
+        // By its real name: links on the way to a log are not followed.
+        logs: state.logs().canonicalize().context("the folder of captured output")?,
         running: state.path().join("running"),
         boot_id: boot_id.clone(),
         events: events.clone(),
@@ -178,6 +190,13 @@ fn serve(
         prompt();
         judge.run(&engine_stop);
     })?;
+    executor.send(Kind::ErrorSource {
+        source: "api".to_owned(),
+        process: None,
+        works: true,
+        count: None,
+        window_ms: None,
+    });
     journal.note("start", format!("grace {} started, mode {:?}", env!("CARGO_PKG_VERSION"), config.mode));
     for line in leftovers {
         journal.note("recovery", line);
@@ -223,6 +242,8 @@ fn serve(
         }),
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
+        kmsg: Arc::clone(&kmsg),
+        journald: Arc::clone(&journald),
         duties,
         firings: firings.clone(),
         config: Mutex::new(config),
@@ -236,6 +257,16 @@ fn serve(
     let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
+    followed.stop();
+    kmsg.stop();
+    journald.stop();
+    // They tell what they have read, so while the engine still listens.
+    let followers = [Some(logs_thread), kmsg_thread, journald_thread];
+    for thread in followers.into_iter().flatten() {
+        if thread.join().is_err() {
+            tracing::error!("a thread that follows logs panicked");
+        }
+    }
     stop.store(true, Ordering::Release);
     files.stop();
     executor.send(Kind::Tick);
@@ -341,6 +372,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for name in gone {
         // Not owned any more is not the same as not wanted any more: it runs on.
         lock(&executor.specs).remove(&name);
+        executor.followed.forget(&name);
         start_process::forget(&name, &executor.running);
         executor.send(Kind::ProcessForgotten { name });
     }
@@ -393,6 +425,7 @@ fn recover(store: &Store, state: &StateDir, journal: &Journal) -> Vec<String> {
 fn declare(executor: &Executor, process: Process) {
     let name = process.name.clone();
     let policy = process.restart_policy();
+    executor.follow(&process);
     if lock(&executor.specs).insert(name.clone(), process).is_some() {
         executor.send(Kind::ProcessDeclared {
             name: name.clone(),

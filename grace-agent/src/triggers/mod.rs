@@ -2,6 +2,7 @@
 //! network, and names actions without performing them.
 
 pub mod config_drift;
+pub mod error_feed;
 pub mod health_gap;
 
 use crate::config;
@@ -48,13 +49,14 @@ pub fn all(config: &config::Triggers) -> Vec<Box<dyn Trigger>> {
     vec![
         Box::new(health_gap::HealthGap::new(config.health_gap.clone())),
         Box::new(config_drift::ConfigDrift::new(config.config_drift.clone())),
+        Box::new(error_feed::ErrorFeed::new(config.error_feed.clone())),
     ]
 }
 
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC]
+    vec![&health_gap::SPEC, &config_drift::SPEC, &error_feed::SPEC]
 }
 
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
