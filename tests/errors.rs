@@ -46,16 +46,19 @@ while True:
     time.sleep(0.02)
 "#;
 
+/// What others on this host do wrong is not looked at.
+const ALONE: &str = "[triggers.error_feed]\nkmsg = false\njournald = false\n";
+
 fn config(agent_table: &str) -> String {
     format!(
         "[[process]]\nname = \"worker\"\ncommand = [\"/usr/bin/python3\", \"-u\", \"$DIR/etc/worker.py\", \
-         \"$DIR/etc/orders\"]\n{agent_table}"
+         \"$DIR/etc/orders\"]\n{agent_table}{ALONE}"
     )
 }
 
 /// An agent whose worker lies ready before it is started.
 fn start(table: &str) -> Agent {
-    let agent = Agent::start("");
+    let agent = Agent::start(ALONE);
     agent.file("worker.py", WORKER);
     drop(agent.file("orders", ""));
     let config = config(table).replace("$DIR", &agent.dir.path().to_string_lossy());
@@ -77,12 +80,6 @@ fn order(agent: &Agent, line: &str) {
 
 fn errors(agent: &Agent) -> Vec<Value> {
     agent.firings().into_iter().filter(|f| f["trigger"] == "error_feed").collect()
-}
-
-/// How many errors the trigger knows.
-fn known(agent: &Agent) -> u64 {
-    let triggers = agent.lines(&["triggers", "--json"]);
-    triggers.iter().find(|t| t["name"] == "error_feed").unwrap()["subjects"].as_u64().unwrap()
 }
 
 /// Every `ErrorSeen` that was recorded, by kind, with its count.
@@ -111,7 +108,7 @@ fn five_times_the_same_is_one_firing_and_one_task_four_times_none() {
     let agent = start("");
     order(&agent, "parse 4");
     wait_until("four are counted", || total(&agent, "ValueError") == 4);
-    assert_eq!((errors(&agent).len(), known(&agent)), (0, 1));
+    assert!(errors(&agent).is_empty());
 
     order(&agent, "parse 1");
     let firing = agent.wait_firing("five", |f| f["trigger"] == "error_feed" && f["remedy"][0]["state"] == "done");
@@ -128,7 +125,7 @@ fn five_times_the_same_is_one_firing_and_one_task_four_times_none() {
     wait_until("the second fires", || errors(&agent).len() == 2);
     order(&agent, "parse 7");
     wait_until("all are counted", || total(&agent, "ValueError") == 12 && total(&agent, "KeyError") == 5);
-    assert_eq!((errors(&agent).len(), known(&agent)), (2, 2));
+    assert_eq!(errors(&agent).len(), 2);
     assert_eq!(agent.lines(&["tasks", "list", "--json"]).len(), 2);
 }
 
@@ -151,10 +148,10 @@ fn traceback(i: usize) -> String {
 }
 
 fn followed(table: &str) -> (Agent, std::path::PathBuf) {
-    let agent = Agent::start("");
+    let agent = Agent::start(ALONE);
     let log = agent.path("etc").join("app.log");
     let config = format!(
-        "[[process]]\nname = \"app\"\ncommand = [\"/bin/sleep\", \"1000\"]\nlogs = [\"{}\"]\n{table}",
+        "[[process]]\nname = \"app\"\ncommand = [\"/bin/sleep\", \"1000\"]\nlogs = [\"{}\"]\n{table}{ALONE}",
         log.display()
     );
     fs::write(agent.path("grace.toml"), config).unwrap();
@@ -192,7 +189,7 @@ fn rotation_under_writing_loses_and_doubles_nothing() {
         let next = fs::OpenOptions::new().append(true).create_new(true).open(&log).unwrap();
         file.write_all(traceback(written).as_bytes()).unwrap();
         written += 1;
-        wait_until("the new file is noticed", || total(&agent, "RuntimeError") as usize >= written - 1);
+        wait_until(&format!("{written} of round {round} are counted"), || total(&agent, "RuntimeError") as usize >= written - 1);
         file = next;
     }
     file.write_all(traceback(written).as_bytes()).unwrap();
@@ -318,7 +315,7 @@ fn the_kernels_messages_are_followed() {
     for i in 0..5_u64 {
         let base = 0x5500_0000_0000 + i * 0x1_0000_0000;
         let text = format!(
-            "{tag}[{}]: segfault at 0 ip {:016x} sp 00007ffe00001000 error 4 in {tag}[{base:x}+4000]",
+            "{tag}[{}]: segfault at 0 ip {:016x} sp 00007ffe00001000 error 4 in {tag}[{base:x}+4000]\n",
             1000 + i,
             base + 0x1234
         );

@@ -5,7 +5,7 @@
 //! next agent goes on where this one ended. inotify tells of writes; a look a second of everything else. Each file is read
 //! at a bounded rate; what is skipped is counted as lost (`logs`, in bytes).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -126,6 +126,9 @@ struct Followed {
     /// Why it is not read.
     refused: Option<String>,
     watch: Option<WatchDescriptor>,
+    /// Files beside it whose names begin like its own, as they were when somebody looked last: a new one among them had
+    /// its name since.
+    beside: BTreeSet<(u64, u64)>,
 }
 
 /// A file and how far it was read.
@@ -158,6 +161,7 @@ struct Got {
     faults: Vec<Fault>,
     lines: u64,
     lost: u64,
+    rewritten: bool,
 }
 
 impl Logs {
@@ -389,6 +393,7 @@ impl Followed {
             old: VecDeque::new(),
             refused: None,
             watch: None,
+            beside: BTreeSet::new(),
         }
     }
 
@@ -398,6 +403,7 @@ impl Followed {
 
     /// Opens it for the first time: where an earlier agent ended, or at the end of what is there already.
     fn begin(&mut self, noted: Option<&Place>) {
+        self.beside = self.siblings().into_iter().map(|(_, id)| id).collect();
         let Some(file) = self.open() else {
             if let Some(place) = noted {
                 self.find_renamed(place);
@@ -419,19 +425,54 @@ impl Followed {
 
     /// A file that had this name when an earlier agent ended may have another one in the same folder now.
     fn find_renamed(&mut self, place: &Place) {
-        let Some(folder) = self.path.parent() else { return };
-        let stem = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let names = std::fs::read_dir(folder).into_iter().flatten().flatten().take(NAMES);
-        let renamed = names
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&stem))
-            .filter(|entry| entry.metadata().is_ok_and(|m| m.is_file() && m.dev() == place.dev && m.ino() == place.ino))
-            .find_map(|entry| open(&entry.path()).ok().flatten());
+        let renamed = self
+            .siblings()
+            .into_iter()
+            .find(|(_, id)| *id == (place.dev, place.ino))
+            .and_then(|(path, _)| open(&path).ok().flatten());
         if let Some(mut reader) = renamed.and_then(|file| Reader::new(file).ok())
             && reader.is_at(place)
         {
             reader.go_to(place.offset);
             self.old.push_back((reader, clock::boottime().after(LINGER)));
         }
+    }
+
+    /// Regular files in the same folder whose names begin with this one's: where rotated logs go. Packed ones are not read.
+    fn siblings(&self) -> Vec<(PathBuf, (u64, u64))> {
+        let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Vec::new() };
+        let name = name.to_string_lossy();
+        let packed = [".gz", ".xz", ".bz2", ".zst", ".lz4", ".zip"];
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .take(NAMES)
+            .filter(|entry| {
+                let other = entry.file_name();
+                let other = other.to_string_lossy();
+                other.len() > name.len() && other.starts_with(&*name) && !packed.iter().any(|p| other.ends_with(p))
+            })
+            .filter_map(|entry| {
+                let meta = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+                Some((entry.path(), (meta.dev(), meta.ino())))
+            })
+            .collect()
+    }
+
+    /// Files that had the name and lost it again between two looks: they are read from their begin.
+    fn find_missed(&mut self, until: Timestamp) {
+        let now = self.siblings();
+        let known: BTreeSet<(u64, u64)> = self.old.iter().map(|(r, _)| (r.dev, r.ino)).collect();
+        for (path, id) in &now {
+            if self.beside.contains(id) || known.contains(id) || self.old.len() >= OLD {
+                continue;
+            }
+            if let Some(reader) = open(path).ok().flatten().and_then(|file| Reader::new(file).ok()) {
+                self.old.push_back((reader, until));
+            }
+        }
+        self.beside = now.into_iter().map(|(_, id)| id).collect();
     }
 
     /// The regular file under the name, if there is one; why not is remembered.
@@ -459,6 +500,7 @@ impl Followed {
                 self.watch = None;
             }
             if named.is_some() {
+                self.find_missed(now.after(LINGER));
                 self.now = self.open().and_then(|file| Reader::new(file).ok());
             } else {
                 self.refused = None;
@@ -474,6 +516,10 @@ impl Followed {
         }
         if let Some(reader) = &mut self.now {
             reader.read(now, all, last, &mut got);
+        }
+        if got.rewritten {
+            // Copied, and then truncated: the copy holds what was read already.
+            self.beside = self.siblings().into_iter().map(|(_, id)| id).collect();
         }
         got
     }
@@ -557,6 +603,7 @@ impl Reader {
             self.assembler.finish(&mut got.faults);
             self.lines.forget();
             self.go_to(0);
+            got.rewritten = true;
         }
         let mut buffer = vec![0; 64 << 10];
         while self.spent.1 < RATE && *all > 0 {
