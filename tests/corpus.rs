@@ -10,7 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use grace_agent::event::Timestamp;
-use grace_agent::faults::{Assembler, Fault, Lines};
+use grace_agent::faults::{Assembler, Fault, Lines, of_report};
+use proptest::prelude::*;
 use serde_json::Value;
 
 struct Record {
@@ -156,9 +157,58 @@ fn prefixes_of_lines_change_no_signature() {
             text: record.text.lines().map(|line| format!("{prefix}{line}\n")).collect(),
         };
         let plain = group(record);
-        for prefix in ["2026-11-24T20:00:00.123456789Z stderr F ", "[rank3]: ", "Nov 24 20:00:00 host app[12]: "] {
+        for prefix in
+            ["2026-11-24T20:00:00.123456789Z stderr F ", "[rank3]: ", "Nov 24 20:00:00 host app[12]: "]
+        {
             same += usize::from(group(&prefixed(prefix)) == plain);
         }
     }
     assert!(same * 100 >= python.len() * 3 * 97, "{same} of {}", python.len() * 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever is written, nothing panics, what is kept is bounded, and cutting it into pieces changes nothing.
+    #[test]
+    fn hostile_text_does_no_harm(text in hostile(), cut in 1..64usize) {
+        let read = |size: usize| {
+            let (mut assembler, mut lines, mut found) = (Assembler::default(), Lines::default(), Vec::new());
+            for piece in text.as_bytes().chunks(size) {
+                lines.push(piece, |line| assembler.push(line, Timestamp(1), &mut found));
+            }
+            lines.finish(|line| assembler.push(line, Timestamp(1), &mut found));
+            assembler.finish(&mut found);
+            found
+        };
+        let found = read(text.len().max(1));
+        prop_assert_eq!(&found, &read(cut));
+        for fault in &found {
+            prop_assert!(fault.kind.len() <= 120 && fault.message.len() <= 500 && fault.frames.len() <= 12);
+            prop_assert!(fault.trace.len() <= 48 && fault.trace.iter().all(|l| l.len() <= 240));
+        }
+        let mut kernel = Assembler::of_kernel();
+        text.lines().for_each(|line| kernel.push(line, Timestamp(1), &mut Vec::new()));
+        drop(of_report(text.get(..text.len().min(20)).unwrap_or("x"), Some(&text)));
+    }
+}
+
+/// Pieces of real traces, of the words that parsers look for, and of anything, in any order.
+fn hostile() -> impl Strategy<Value = String> {
+    let real: Vec<String> = corpus("recorded.jsonl")
+        .iter()
+        .chain(&corpus("written.jsonl"))
+        .flat_map(|r| r.text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let line = prop_oneof![
+        4 => proptest::sample::select(real.clone()),
+        2 => (proptest::sample::select(real), 0..80usize, "\\PC{0,6}").prop_map(|(line, at, more)| {
+            let at = (0..=at.min(line.len())).rev().find(|i| line.is_char_boundary(*i)).unwrap_or(0);
+            format!("{}{more}{}", &line[..at], &line[at..])
+        }),
+        1 => "\\PC{0,120}",
+        1 => Just("#0".to_owned()),
+        1 => Just("\u{1b}[31m  File \"".to_owned()),
+    ];
+    proptest::collection::vec(line, 0..60).prop_map(|lines| lines.join("\n"))
 }

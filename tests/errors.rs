@@ -111,7 +111,8 @@ fn five_times_the_same_is_one_firing_and_one_task_four_times_none() {
     assert!(errors(&agent).is_empty());
 
     order(&agent, "parse 1");
-    let firing = agent.wait_firing("five", |f| f["trigger"] == "error_feed" && f["remedy"][0]["state"] == "done");
+    let firing =
+        agent.wait_firing("five", |f| f["trigger"] == "error_feed" && f["remedy"][0]["state"] == "done");
     let summary = firing["summary"].as_str().unwrap();
     assert!(summary.contains("ValueError") && summary.contains("parse (worker.py)"), "{summary}");
     let evidence = firing["evidence"].to_string();
@@ -189,7 +190,9 @@ fn rotation_under_writing_loses_and_doubles_nothing() {
         let next = fs::OpenOptions::new().append(true).create_new(true).open(&log).unwrap();
         file.write_all(traceback(written).as_bytes()).unwrap();
         written += 1;
-        wait_until(&format!("{written} of round {round} are counted"), || total(&agent, "RuntimeError") as usize >= written - 1);
+        wait_until(&format!("{written} of round {round} are counted"), || {
+            total(&agent, "RuntimeError") as usize >= written - 1
+        });
         file = next;
     }
     file.write_all(traceback(written).as_bytes()).unwrap();
@@ -236,7 +239,9 @@ fn a_restarted_agent_goes_on_where_the_last_one_ended() {
     // Killed, not stopped: at most the last second is told again, and here nothing was written in it.
     wait_until("the place is kept", || {
         let size = fs::metadata(&log).unwrap().len();
-        fs::read_to_string(agent.path("state/log-places.json")).unwrap().contains(&format!("\"offset\":{size}"))
+        fs::read_to_string(agent.path("state/log-places.json"))
+            .unwrap()
+            .contains(&format!("\"offset\":{size}"))
     });
     agent.crash();
     agent.run();
@@ -265,7 +270,8 @@ fn garbage_links_and_fifos_do_no_harm() {
     fs::write(agent.path("grace.toml"), config).unwrap();
     reload(&agent);
     runs(&agent);
-    let mut garbage: Vec<u8> = (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut garbage: Vec<u8> =
+        (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     garbage.extend(vec![b'x'; 12 << 20]);
     garbage.push(b'\n');
     fs::OpenOptions::new().append(true).create(true).open(&log).unwrap().write_all(&garbage).unwrap();
@@ -321,6 +327,8 @@ fn the_kernels_messages_are_followed() {
         );
         fs::write("/dev/kmsg", text).unwrap();
     }
-    let firing = agent.wait_firing("five segfaults", |f| f["trigger"] == "error_feed" && f["summary"].to_string().contains(&tag));
+    let firing = agent.wait_firing("five segfaults", |f| {
+        f["trigger"] == "error_feed" && f["summary"].to_string().contains(&tag)
+    });
     assert!(firing["summary"].as_str().unwrap().starts_with("segfault"), "{firing:#}");
 }

@@ -16,8 +16,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing"]),
     ("config", &["event"]),
+    ("faults", &["event", "faults"]),
     // Judgement: pure.
-    ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
+    ("triggers", &["action", "config", "event", "faults", "file_state", "firing", "triggers"]),
     ("policy", &["action", "config", "event"]),
     ("incident", &["action", "event", "firing"]),
     ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
@@ -39,6 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "error_chain",
             "event",
+            "faults",
             "file_meta",
             "file_state",
             "prompt",
@@ -130,8 +132,18 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose code may not reach outside of itself.
-const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+const PURE: &[&str] = &[
+    "event",
+    "faults",
+    "file_state",
+    "firing",
+    "action",
+    "triggers",
+    "policy",
+    "incident",
+    "engine",
+    "replay",
+];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

@@ -49,11 +49,38 @@ const RECIPES: &[Recipe] = &[
         source: "faults.py",
         comment: "#",
         scenarios: &[
-            "key_error", "key_error_elsewhere", "value_error", "index_error", "attribute_a", "attribute_b",
-            "import_error", "import_other", "zero", "file_missing", "file_denied", "refused", "decode", "no_table",
-            "no_column", "chained", "chained_other", "group", "group_other", "multiline", "recursion", "syntax",
-            "custom", "unpack", "logged", "logged_prefixed", "error_line", "in_thread", "in_pool", "in_task",
-            "segfault", "asserts",
+            "key_error",
+            "key_error_elsewhere",
+            "value_error",
+            "index_error",
+            "attribute_a",
+            "attribute_b",
+            "import_error",
+            "import_other",
+            "zero",
+            "file_missing",
+            "file_denied",
+            "refused",
+            "decode",
+            "no_table",
+            "no_column",
+            "chained",
+            "chained_other",
+            "group",
+            "group_other",
+            "multiline",
+            "recursion",
+            "syntax",
+            "custom",
+            "unpack",
+            "logged",
+            "logged_prefixed",
+            "error_line",
+            "in_thread",
+            "in_pool",
+            "in_task",
+            "segfault",
+            "asserts",
         ],
         make: |folder, _| Ok(vec!["/usr/bin/python3".to_owned(), path(folder, "faults.py")]),
     },
@@ -62,8 +89,21 @@ const RECIPES: &[Recipe] = &[
         source: "faults.js",
         comment: "//",
         scenarios: &[
-            "undefined_a", "undefined_b", "undefined_other", "not_a_function", "not_defined", "range", "custom",
-            "missing_file", "parse", "refused", "rejected", "rejected_value", "caused", "module_missing", "recursion",
+            "undefined_a",
+            "undefined_b",
+            "undefined_other",
+            "not_a_function",
+            "not_defined",
+            "range",
+            "custom",
+            "missing_file",
+            "parse",
+            "refused",
+            "rejected",
+            "rejected_value",
+            "caused",
+            "module_missing",
+            "recursion",
             "logged",
         ],
         make: |folder, _| Ok(vec!["node".to_owned(), path(folder, "faults.js")]),
@@ -73,12 +113,30 @@ const RECIPES: &[Recipe] = &[
         source: "faults.go",
         comment: "//",
         scenarios: &[
-            "index", "index_elsewhere", "nil", "nil_map", "divide", "custom", "text", "wrapped", "deadlock",
-            "concurrent", "goroutine", "repanic", "convert", "closed", "logged",
+            "index",
+            "index_elsewhere",
+            "nil",
+            "nil_map",
+            "divide",
+            "custom",
+            "text",
+            "wrapped",
+            "deadlock",
+            "concurrent",
+            "goroutine",
+            "repanic",
+            "convert",
+            "closed",
+            "logged",
         ],
         make: |folder, _| {
             let program = path(folder, "faults");
-            process::run(Command::new("go").current_dir(folder).args(["build", "-o", &program, "faults.go"]))?;
+            process::run(Command::new("go").current_dir(folder).args([
+                "build",
+                "-o",
+                &program,
+                "faults.go",
+            ]))?;
             Ok(vec![program])
         },
     },
@@ -87,8 +145,23 @@ const RECIPES: &[Recipe] = &[
         source: "Faults.java",
         comment: "//",
         scenarios: &[
-            "number", "index", "index_elsewhere", "none", "cast", "custom", "caused", "caused_other", "suppressed",
-            "deep", "memory", "lambda", "future", "thread", "multiline", "missing", "class",
+            "number",
+            "index",
+            "index_elsewhere",
+            "none",
+            "cast",
+            "custom",
+            "caused",
+            "caused_other",
+            "suppressed",
+            "deep",
+            "memory",
+            "lambda",
+            "future",
+            "thread",
+            "multiline",
+            "missing",
+            "class",
         ],
         make: |folder, _| {
             process::run(Command::new("javac").current_dir(folder).arg("Faults.java"))?;
@@ -101,12 +174,33 @@ const RECIPES: &[Recipe] = &[
         source: "faults.rs",
         comment: "//",
         scenarios: &[
-            "index", "index_elsewhere", "parse", "none", "expect", "store", "equal", "divide", "thread", "overflow",
-            "borrow", "multiline", "backtrace:index", "backtrace:index_elsewhere", "backtrace:store", "backtrace:thread",
+            "index",
+            "index_elsewhere",
+            "parse",
+            "none",
+            "expect",
+            "store",
+            "equal",
+            "divide",
+            "thread",
+            "overflow",
+            "borrow",
+            "multiline",
+            "backtrace:index",
+            "backtrace:index_elsewhere",
+            "backtrace:store",
+            "backtrace:thread",
         ],
         make: |folder, _| {
             let program = path(folder, "faults");
-            process::run(Command::new("rustc").current_dir(folder).args(["-g", "--edition", "2021", "-o", &program, "faults.rs"]))?;
+            process::run(Command::new("rustc").current_dir(folder).args([
+                "-g",
+                "--edition",
+                "2021",
+                "-o",
+                &program,
+                "faults.rs",
+            ]))?;
             Ok(vec![program])
         },
     },
@@ -115,9 +209,27 @@ const RECIPES: &[Recipe] = &[
         source: "faults.cpp",
         comment: "//",
         scenarios: &[
-            "asan_uaf", "asan_uaf_elsewhere", "asan_overflow", "asan_double", "asan_leak", "asan_null", "ubsan_add",
-            "ubsan_shift", "free_invalid", "double_free", "corrupt", "smash", "assert", "assert_other", "throw",
-            "throw_range", "throw_map", "throw_int", "pure", "segv", "abort",
+            "asan_uaf",
+            "asan_uaf_elsewhere",
+            "asan_overflow",
+            "asan_double",
+            "asan_leak",
+            "asan_null",
+            "ubsan_add",
+            "ubsan_shift",
+            "free_invalid",
+            "double_free",
+            "corrupt",
+            "smash",
+            "assert",
+            "assert_other",
+            "throw",
+            "throw_range",
+            "throw_map",
+            "throw_int",
+            "pure",
+            "segv",
+            "abort",
         ],
         make: |folder, scenario| {
             let sanitized = scenario.starts_with("asan_") || scenario.starts_with("ubsan_");
@@ -129,7 +241,10 @@ const RECIPES: &[Recipe] = &[
                     &["-fstack-protector-all", "-U_FORTIFY_SOURCE"]
                 };
                 let mut compiler = Command::new("g++");
-                compiler.current_dir(folder).args(["-g", "-O1", "-w", "-std=c++17", "-o", &program]).args(flags);
+                compiler
+                    .current_dir(folder)
+                    .args(["-g", "-O1", "-w", "-std=c++17", "-o", &program])
+                    .args(flags);
                 process::run(compiler.arg("faults.cpp"))?;
             }
             Ok(vec![program])
@@ -154,7 +269,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         .unwrap_or_default()
         .lines()
         .filter(|line| {
-            let label = serde_json::from_str(line).ok().and_then(|v: serde_json::Value| Some(v["label"].as_str()?.to_owned()));
+            let label = serde_json::from_str(line)
+                .ok()
+                .and_then(|v: serde_json::Value| Some(v["label"].as_str()?.to_owned()));
             let language = label.as_deref().and_then(|l| l.split('/').next()).unwrap_or_default().to_owned();
             !args.only.is_empty() && !args.only.contains(&language)
         })
@@ -170,7 +287,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 
 fn record(args: &Args, corpus: &Path, scratch: &Path) -> Result<Vec<String>> {
     let mut out = Vec::new();
-    for recipe in RECIPES.iter().filter(|r| args.only.is_empty() || args.only.iter().any(|o| o == r.language)) {
+    for recipe in RECIPES.iter().filter(|r| args.only.is_empty() || args.only.iter().any(|o| o == r.language))
+    {
         let source = fs::read_to_string(corpus.join("programs").join(recipe.source))?;
         for (run, (value, name, port, shift, folder)) in RUNS.into_iter().enumerate() {
             let folder = scratch.join(folder).join(recipe.language);
@@ -194,7 +312,10 @@ fn record(args: &Args, corpus: &Path, scratch: &Path) -> Result<Vec<String>> {
                     .env("NAME", name)
                     .env("PORT", port.to_string())
                     .env("RUST_BACKTRACE", if backtrace { "1" } else { "0" })
-                    .env("UBSAN_OPTIONS", if run % 2 == 0 { "print_stacktrace=1" } else { "print_stacktrace=1:color=never" })
+                    .env(
+                        "UBSAN_OPTIONS",
+                        if run % 2 == 0 { "print_stacktrace=1" } else { "print_stacktrace=1:color=never" },
+                    )
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .stderr(Stdio::piped())

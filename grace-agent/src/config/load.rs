@@ -221,7 +221,11 @@ impl Config {
         }
 
         let feed = |key| [Step::Key("triggers"), Step::Key("error_feed"), Step::Key(key)];
-        out.at_least_one(&feed("count"), self.triggers.error_feed.count, "1 fires at the first error of a kind");
+        out.at_least_one(
+            &feed("count"),
+            self.triggers.error_feed.count,
+            "1 fires at the first error of a kind",
+        );
         if self.triggers.error_feed.window < Span::secs(1) {
             out.push(&feed("window"), "must be at least `1s`");
         }

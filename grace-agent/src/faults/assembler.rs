@@ -64,7 +64,9 @@ impl Parser {
     }
 
     fn begin_with(text: &str, line: &Line<'_>) -> Option<Self> {
-        if text.len() < 6 || !text.is_ascii() && text.chars().filter(|c| c.is_control()).count() > text.len() / 8 {
+        if text.len() < 6
+            || !text.is_ascii() && text.chars().filter(|c| c.is_control()).count() > text.len() / 8
+        {
             return None;
         }
         python::begin(text)
@@ -179,9 +181,11 @@ impl Assembler {
     /// Takes the line that came at `at`; faults that are complete now are added to `out`.
     pub fn push(&mut self, raw: &str, at: Timestamp, out: &mut Vec<Fault>) {
         if self.kernel {
-            out.extend(kernel::line(raw).or_else(|| cuda::line(raw)).map(|draft| {
-                draft.finish(vec![cap(raw, TRACE_LINE)])
-            }));
+            out.extend(
+                kernel::line(raw)
+                    .or_else(|| cuda::line(raw))
+                    .map(|draft| draft.finish(vec![cap(raw, TRACE_LINE)])),
+            );
             return;
         }
         let mut line = prefix::split(raw);

@@ -22,7 +22,9 @@ pub(super) fn line(text: &str) -> Option<Draft> {
         return Some(draft);
     }
     // `CUDA error: an illegal memory access was encountered`
-    for begin in ["CUDA error: ", "CUDA driver error: ", "CUDA runtime error: ", "CUDA failure: ", "Cuda failure "] {
+    for begin in
+        ["CUDA error: ", "CUDA driver error: ", "CUDA runtime error: ", "CUDA failure: ", "Cuda failure "]
+    {
         if let Some(rest) = text.strip_prefix(begin) {
             return Some(Draft::new(Language::Cuda, "CUDA error", rest));
         }
@@ -38,12 +40,18 @@ pub(super) fn line(text: &str) -> Option<Draft> {
 fn named_code(text: &str) -> Option<Draft> {
     let starts = ["CUDNN_STATUS_", "CUBLAS_STATUS_", "CUSPARSE_STATUS_", "cudaError", "CUDA_ERROR_"];
     let at = starts.iter().filter_map(|s| text.find(s)).min()?;
-    let name: String = text.get(at..)?.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    if name.ends_with("SUCCESS") || name == "cudaError" || name == "cudaErrorSuccess" || name == "cudaError_t" {
+    let name: String =
+        text.get(at..)?.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    if name.ends_with("SUCCESS") || name == "cudaError" || name == "cudaErrorSuccess" || name == "cudaError_t"
+    {
         return None;
     }
     // A Python exception that tells of it has its own frames; a sentence about it is none.
-    let said = text.contains("rror") || text.contains("failed") || text.contains("ailure") || at == 0 || text.contains("code=");
+    let said = text.contains("rror")
+        || text.contains("failed")
+        || text.contains("ailure")
+        || at == 0
+        || text.contains("code=");
     if !said {
         return None;
     }
@@ -52,8 +60,12 @@ fn named_code(text: &str) -> Option<Draft> {
     if let Some((_, place)) = text.split_once(" at ")
         && let Some(file) = place.split([' ', ',']).next().filter(|f| f.contains(':'))
     {
-        draft.frames.push(Frame::new("<place>", file.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':')));
-    } else if let Some(file) = text.split([' ', '(']).find(|w| w.contains(".cu") || w.contains(".cpp") || w.contains(".cc")) {
+        draft
+            .frames
+            .push(Frame::new("<place>", file.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':')));
+    } else if let Some(file) =
+        text.split([' ', '(']).find(|w| w.contains(".cu") || w.contains(".cpp") || w.contains(".cc"))
+    {
         draft.frames.push(Frame::new("<place>", file.trim_end_matches(|c: char| !c.is_alphabetic())));
     }
     Some(draft)
@@ -77,13 +89,19 @@ fn nccl(text: &str) -> Option<Draft> {
         let mut draft = Draft::new(Language::Cuda, "NCCL WARN", what);
         let place = before.split(' ').rfind(|word| word.contains(".cc:") || word.contains(".cu:"));
         if let Some(place) = place {
-            draft.frames.push(Frame::new("<place>", place.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':')));
+            draft.frames.push(Frame::new(
+                "<place>",
+                place.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':'),
+            ));
         }
         return Some(draft);
     }
     // `[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5, OpType=ALLREDUCE, …)`
     if let Some(at) = text.find("Watchdog caught collective operation timeout") {
-        let operation = text.get(at..)?.split_once("OpType=").map_or("", |(_, o)| o.split([',', ')']).next().unwrap_or(o));
+        let operation = text
+            .get(at..)?
+            .split_once("OpType=")
+            .map_or("", |(_, o)| o.split([',', ')']).next().unwrap_or(o));
         let kind = format!("NCCL timeout {operation}");
         return Some(Draft::new(Language::Cuda, kind.trim(), "Watchdog caught collective operation timeout"));
     }
@@ -92,7 +110,9 @@ fn nccl(text: &str) -> Option<Draft> {
         let (place, what) = rest.split_once(", ")?;
         let what = what.split(", NCCL version").next().unwrap_or(what);
         let mut draft = Draft::new(Language::Cuda, "NCCL error", what);
-        draft.frames.push(Frame::new("<place>", place.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':')));
+        draft
+            .frames
+            .push(Frame::new("<place>", place.trim_end_matches(|c: char| c.is_ascii_digit() || c == ':')));
         return Some(draft);
     }
     if let Some((_, what)) = text.split_once("NCCL failure ").or_else(|| text.split_once("NCCL error: ")) {

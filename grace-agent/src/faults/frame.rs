@@ -16,24 +16,102 @@ const NAME_MAX: usize = 160;
 
 /// Where libraries and runtimes lie.
 const LIBRARY_PATHS: &[&str] = &[
-    "/site-packages/", "/dist-packages/", "/lib/python", "<frozen ", "/node_modules/", "node:", "internal/", "/rustc/",
-    "/.cargo/registry/", "/.cargo/git/", "/library/std/", "/library/core/", "/library/alloc/", "/go/pkg/mod/",
-    "/go/src/runtime", "/go/src/", "/usr/lib/go", "/vendor/", "/usr/include/", "/sysdeps/", "libsanitizer", "/csu/",
-    "/libstdc++-v3/", "/gcc/",
+    "/site-packages/",
+    "/dist-packages/",
+    "/lib/python",
+    "<frozen ",
+    "/node_modules/",
+    "node:",
+    "internal/",
+    "/rustc/",
+    "/.cargo/registry/",
+    "/.cargo/git/",
+    "/library/std/",
+    "/library/core/",
+    "/library/alloc/",
+    "/go/pkg/mod/",
+    "/go/src/runtime",
+    "/go/src/",
+    "/usr/lib/go",
+    "/vendor/",
+    "/usr/include/",
+    "/sysdeps/",
+    "libsanitizer",
+    "/csu/",
+    "/libstdc++-v3/",
+    "/gcc/",
 ];
 
 /// Beginnings of files of libraries.
-const LIBRARY_ROOTS: &[&str] = &["/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/", "../sysdeps/", "./nptl/", "./stdlib/"];
+const LIBRARY_ROOTS: &[&str] =
+    &["/usr/lib/", "/usr/lib64/", "/lib/", "/lib64/", "../sysdeps/", "./nptl/", "./stdlib/"];
 
 /// Beginnings of functions of runtimes and of libraries that nobody debugs first.
 const LIBRARY_FUNCTIONS: &[&str] = &[
-    "std::", "<std::", "core::", "<core::", "alloc::", "<alloc::", "rust_begin_unwind", "__rust_", "_rust_", "rust_panic",
-    "_start", "__libc_", "__cxa_", "__gnu_cxx::", "abort", "raise", "gsignal", "__GI_", "__asan", "__ubsan", "__sanitizer",
-    "__interceptor_", "__tsan", "__lsan", "__msan", "__assert", "__pthread_", "start_thread", "clone3", "__clone",
-    "runtime.", "runtime/", "testing.", "reflect.", "sync.", "net/http.", "os/signal.", "panic(", "java.", "javax.", "jdk.",
-    "sun.", "com.sun.", "kotlin.", "kotlinx.", "scala.", "groovy.", "org.springframework.", "org.apache.", "org.hibernate.",
-    "org.eclipse.", "io.netty.", "reactor.", "com.google.common.", "org.junit.", "malloc", "free", "operator new",
-    "operator delete", "google::", "absl::", "at::", "c10::", "torch::",
+    "std::",
+    "<std::",
+    "core::",
+    "<core::",
+    "alloc::",
+    "<alloc::",
+    "rust_begin_unwind",
+    "__rust_",
+    "_rust_",
+    "rust_panic",
+    "_start",
+    "__libc_",
+    "__cxa_",
+    "__gnu_cxx::",
+    "abort",
+    "raise",
+    "gsignal",
+    "__GI_",
+    "__asan",
+    "__ubsan",
+    "__sanitizer",
+    "__interceptor_",
+    "__tsan",
+    "__lsan",
+    "__msan",
+    "__assert",
+    "__pthread_",
+    "start_thread",
+    "clone3",
+    "__clone",
+    "runtime.",
+    "runtime/",
+    "testing.",
+    "reflect.",
+    "sync.",
+    "net/http.",
+    "os/signal.",
+    "panic(",
+    "java.",
+    "javax.",
+    "jdk.",
+    "sun.",
+    "com.sun.",
+    "kotlin.",
+    "kotlinx.",
+    "scala.",
+    "groovy.",
+    "org.springframework.",
+    "org.apache.",
+    "org.hibernate.",
+    "org.eclipse.",
+    "io.netty.",
+    "reactor.",
+    "com.google.common.",
+    "org.junit.",
+    "malloc",
+    "free",
+    "operator new",
+    "operator delete",
+    "google::",
+    "absl::",
+    "at::",
+    "c10::",
+    "torch::",
 ];
 
 impl Frame {
@@ -77,7 +155,8 @@ fn name(function: &str) -> String {
             depth += 1;
         }
         if depth == 0 {
-            let counted = c.is_ascii_digit() && !previous.is_ascii_digit() && matches!(previous, '$' | '#' | '.');
+            let counted =
+                c.is_ascii_digit() && !previous.is_ascii_digit() && matches!(previous, '$' | '#' | '.');
             if counted {
                 out.push_str("<n>");
                 while rest.peek().is_some_and(char::is_ascii_hexdigit) {

@@ -63,7 +63,10 @@ impl Trace {
         }
         if self.goroutines == 0 {
             // `[signal SIGSEGV: …]`, a second panic while the first one was recovered, more of the message.
-            if text.starts_with("goroutine ") || trimmed.starts_with("[signal ") || trimmed.starts_with("panic: ") {
+            if text.starts_with("goroutine ")
+                || trimmed.starts_with("[signal ")
+                || trimmed.starts_with("panic: ")
+            {
                 return Step::Took;
             }
             self.more += 1;
@@ -90,7 +93,10 @@ impl Trace {
         if trimmed.starts_with("exit status ") || trimmed.starts_with("=====") {
             return Step::Last;
         }
-        if trimmed.starts_with("Previous ") || trimmed.starts_with("Read at ") || trimmed.starts_with("Write at ") {
+        if trimmed.starts_with("Previous ")
+            || trimmed.starts_with("Read at ")
+            || trimmed.starts_with("Write at ")
+        {
             if trimmed.starts_with("Previous ") {
                 self.goroutines += 1;
             }
@@ -132,7 +138,9 @@ fn call(text: &str) -> Option<&str> {
         }
         if depth == 0 {
             let function = inner.get(..at)?;
-            let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '/' | '_' | '(' | ')' | '*' | '[' | ']' | '-' | '%');
+            let plain = |c: char| {
+                c.is_alphanumeric() || matches!(c, '.' | '/' | '_' | '(' | ')' | '*' | '[' | ']' | '-' | '%')
+            };
             let named = function.contains('.') || function == "panic";
             return (named && !function.is_empty() && function.chars().all(plain)).then_some(function);
         }

@@ -59,7 +59,15 @@ impl Trace {
     /// A trace that begins with an exception of this kind.
     pub(super) fn new(kind: &str, message: &str) -> Self {
         let first = Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() };
-        Self { first, causes: Vec::new(), aside: Vec::new(), suppressed: false, framed: false, more: 0, crash: false }
+        Self {
+            first,
+            causes: Vec::new(),
+            aside: Vec::new(),
+            suppressed: false,
+            framed: false,
+            more: 0,
+            crash: false,
+        }
     }
 
     fn current(&mut self) -> &mut Cause {
@@ -85,7 +93,11 @@ impl Trace {
             if !inner {
                 self.suppressed = false;
                 let (kind, message) = header(rest).unwrap_or((rest, ""));
-                self.causes.push(Cause { kind: kind.to_owned(), message: message.to_owned(), ..Cause::default() });
+                self.causes.push(Cause {
+                    kind: kind.to_owned(),
+                    message: message.to_owned(),
+                    ..Cause::default()
+                });
                 self.causes.truncate(16);
             }
             return Step::Took;
@@ -98,7 +110,10 @@ impl Trace {
             self.aside.truncate(4);
             return Step::Took;
         }
-        if trimmed.starts_with("... ") || trimmed.starts_with("[CIRCULAR REFERENCE") || trimmed.starts_with("- locked") {
+        if trimmed.starts_with("... ")
+            || trimmed.starts_with("[CIRCULAR REFERENCE")
+            || trimmed.starts_with("- locked")
+        {
             return Step::Took;
         }
         // A message of several lines stands before the frames.
@@ -130,8 +145,12 @@ impl Trace {
         let turned = |frames: Vec<Frame>| frames.into_iter().rev().collect::<Vec<_>>();
         let mut draft = Draft::new(Language::Java, &self.first.kind, &self.first.message);
         draft.frames = turned(self.first.frames);
-        draft.causes =
-            self.causes.into_iter().chain(self.aside).map(|c| Cause { frames: turned(c.frames), ..c }).collect();
+        draft.causes = self
+            .causes
+            .into_iter()
+            .chain(self.aside)
+            .map(|c| Cause { frames: turned(c.frames), ..c })
+            .collect();
         Some(draft)
     }
 }

@@ -13,7 +13,9 @@ pub(super) fn line(text: &str) -> Option<Draft> {
         let what = rest
             .split(", ")
             .skip(1)
-            .filter(|part| !part.starts_with("pid=") && !part.starts_with("name=") && !part.starts_with("Ch "))
+            .filter(|part| {
+                !part.starts_with("pid=") && !part.starts_with("name=") && !part.starts_with("Ch ")
+            })
             .collect::<Vec<_>>()
             .join(", ");
         let mut found = Draft::new(Language::Kernel, &format!("Xid {number}"), &what);
@@ -52,7 +54,9 @@ pub(super) fn line(text: &str) -> Option<Draft> {
         ("BTRFS error", "BTRFS error"),
         ("BTRFS critical", "BTRFS error"),
     ] {
-        if text.starts_with(begin) && (kind != "XFS error" || text.contains("rror") || text.contains("orrupt")) {
+        if text.starts_with(begin)
+            && (kind != "XFS error" || text.contains("rror") || text.contains("orrupt"))
+        {
             return draft(kind, text);
         }
     }

@@ -181,8 +181,12 @@ impl Fault {
 
 /// The template of a message; of those whose length depends on the machine's state only what they begin with.
 fn shape(kind: &str, message: &str) -> String {
-    for known in ["CUDA out of memory", "out of memory", "NCCL error in", "Watchdog caught collective operation timeout"]
-    {
+    for known in [
+        "CUDA out of memory",
+        "out of memory",
+        "NCCL error in",
+        "Watchdog caught collective operation timeout",
+    ] {
         if let Some(at) = message.find(known) {
             let until = message.get(..at + known.len()).unwrap_or(message);
             return template(kind, until);
@@ -216,7 +220,8 @@ pub fn of_report(kind: &str, trace: Option<&str>) -> Fault {
         return fault;
     }
     let message = kept.iter().rev().find(|line| !line.trim().is_empty()).cloned().unwrap_or_default();
-    let message = message.strip_prefix(kind).and_then(|m| m.strip_prefix(": ")).unwrap_or(&message).to_owned();
+    let message =
+        message.strip_prefix(kind).and_then(|m| m.strip_prefix(": ")).unwrap_or(&message).to_owned();
     let mut draft = Draft::new(Language::Plain, kind, &message);
     draft.frames = python::frames_in(&kept);
     draft.finish(kept)

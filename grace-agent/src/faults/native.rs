@@ -28,27 +28,46 @@ enum Shape {
 
 /// What glibc says before it aborts: each begins a line.
 const GLIBC: &[&str] = &[
-    "free(): ", "double free or corruption", "malloc(): ", "malloc_consolidate(): ", "munmap_chunk(): ", "realloc(): ",
-    "corrupted size vs. prev_size", "corrupted double-linked list", "calloc(): ", "invalid fastbin entry", "tcache_thread_shutdown(): ",
-    "memalign(): ", "pure virtual method called", "sysmalloc: ",
+    "free(): ",
+    "double free or corruption",
+    "malloc(): ",
+    "malloc_consolidate(): ",
+    "munmap_chunk(): ",
+    "realloc(): ",
+    "corrupted size vs. prev_size",
+    "corrupted double-linked list",
+    "calloc(): ",
+    "invalid fastbin entry",
+    "tcache_thread_shutdown(): ",
+    "memalign(): ",
+    "pure virtual method called",
+    "sysmalloc: ",
 ];
 
 /// What a shell or a supervisor says about a child.
 const SIGNALS: &[&str] = &[
-    "Segmentation fault", "Aborted (core dumped)", "Bus error", "Illegal instruction", "Floating point exception",
+    "Segmentation fault",
+    "Aborted (core dumped)",
+    "Bus error",
+    "Illegal instruction",
+    "Floating point exception",
 ];
 
 /// Whether a report begins with `text`.
 pub(super) fn begin(text: &str) -> Option<Trace> {
     let trace = |kind: &str, message: &str, shape| {
-        Some(Trace { kind: kind.to_owned(), message: message.to_owned(), frames: Vec::new(), stacks: 0, shape, more: 0 })
+        Some(Trace {
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+            frames: Vec::new(),
+            stacks: 0,
+            shape,
+            more: 0,
+        })
     };
     if text.contains("Sanitizer") {
         // `==12==ERROR: AddressSanitizer: heap-use-after-free on address 0x…`, `WARNING: ThreadSanitizer: data race (pid=1)`
-        let after = text
-            .strip_prefix("==")
-            .and_then(|t| t.split_once("=="))
-            .map_or(text, |(_, rest)| rest);
+        let after = text.strip_prefix("==").and_then(|t| t.split_once("==")).map_or(text, |(_, rest)| rest);
         let after = after.trim_start_matches("ERROR: ").trim_start_matches("WARNING: ");
         let (tool, what) = after.split_once(": ")?;
         if tool.ends_with("Sanitizer") && !tool.contains(' ') && tool.len() < 40 {
@@ -77,7 +96,10 @@ pub(super) fn begin(text: &str) -> Option<Trace> {
         return trace("abort", rest.split(" ***").next().unwrap_or(rest), Shape::Stack);
     }
     if let Some(rest) = text.strip_prefix("terminate called ") {
-        let kind = rest.strip_prefix("after throwing an instance of '").and_then(|r| r.split_once('\'')).map(|(k, _)| k);
+        let kind = rest
+            .strip_prefix("after throwing an instance of '")
+            .and_then(|r| r.split_once('\''))
+            .map(|(k, _)| k);
         return match kind {
             Some(kind) => trace(kind, "", Shape::What),
             None => trace("terminate", rest.trim(), Shape::What),
@@ -108,11 +130,19 @@ pub(super) fn begin(text: &str) -> Option<Trace> {
         if let Some(at) = text.find(name)
             && at < 80
             && text.get(..at).is_some_and(|before| before.is_empty() || before.ends_with(' '))
-            && !text.get(at + name.len()..).is_some_and(|after| after.starts_with(|c: char| c.is_alphanumeric()))
-            && (at == 0 || text.contains("(core dumped)") || text.get(..at).is_some_and(|b| b.contains(": line ")))
+            && !text
+                .get(at + name.len()..)
+                .is_some_and(|after| after.starts_with(|c: char| c.is_alphanumeric()))
+            && (at == 0
+                || text.contains("(core dumped)")
+                || text.get(..at).is_some_and(|b| b.contains(": line ")))
         {
             let command = text.get(at + name.len()..).unwrap_or_default().trim();
-            return trace(name.split(" (").next().unwrap_or(name), command.trim_start_matches("(core dumped)"), Shape::Stack);
+            return trace(
+                name.split(" (").next().unwrap_or(name),
+                command.trim_start_matches("(core dumped)"),
+                Shape::Stack,
+            );
         }
     }
     None
@@ -122,7 +152,8 @@ impl Trace {
     /// Whether this is what a shell says about a child that a signal ended: of one that wrote a trace just before, it is
     /// no second fault.
     pub(super) fn is_echo(&self) -> bool {
-        self.frames.is_empty() && (self.kind == "Aborted" || SIGNALS.iter().any(|s| s.starts_with(&self.kind)))
+        self.frames.is_empty()
+            && (self.kind == "Aborted" || SIGNALS.iter().any(|s| s.starts_with(&self.kind)))
     }
 
     pub(super) fn take(&mut self, line: &Line<'_>) -> Step {
@@ -160,7 +191,8 @@ impl Trace {
                 None => Step::Over,
             },
             Shape::Stack => {
-                let more = trimmed.starts_with("SUMMARY: ") || trimmed.starts_with("*** Check failure stack trace");
+                let more =
+                    trimmed.starts_with("SUMMARY: ") || trimmed.starts_with("*** Check failure stack trace");
                 let more = more || (trimmed.starts_with("terminate called ") && self.stacks == 0);
                 if more || (self.stacks > 0 && trimmed.is_empty()) {
                     return Step::Took;

@@ -46,7 +46,10 @@ pub(super) fn begin(text: &str, stamped: bool) -> Option<Trace> {
     if rooted && !stamped {
         let (file, number) = text.trim_end().rsplit_once(':')?;
         let plain = !file.contains(' ') && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-        let script = file.starts_with("node:") || [".js", ".mjs", ".cjs", ".ts", ".mts", ".cts", ".jsx", ".tsx"].iter().any(|e| file.ends_with(e));
+        let script = file.starts_with("node:")
+            || [".js", ".mjs", ".cjs", ".ts", ".mts", ".cts", ".jsx", ".tsx"]
+                .iter()
+                .any(|e| file.ends_with(e));
         return (plain && script).then(|| trace(At::Prelude, "", "", file));
     }
     None
@@ -120,7 +123,8 @@ impl Trace {
                 if self.more > 1
                     && let Some((kind, message)) = header(text)
                 {
-                    (self.first.kind, self.first.message) = (kind.to_owned(), message.trim_end_matches(" {").to_owned());
+                    (self.first.kind, self.first.message) =
+                        (kind.to_owned(), message.trim_end_matches(" {").to_owned());
                     self.at = if text.ends_with(" {") { At::Properties } else { At::Frames };
                     self.more = 0;
                     return Step::Took;
@@ -151,11 +155,19 @@ impl Trace {
             if let Some(cause) = trimmed.strip_prefix("[cause]: ")
                 && let Some((kind, message)) = header(cause)
             {
-                self.causes.push(Cause { kind: kind.to_owned(), message: message.trim_end_matches(" {").to_owned(), ..Cause::default() });
+                self.causes.push(Cause {
+                    kind: kind.to_owned(),
+                    message: message.trim_end_matches(" {").to_owned(),
+                    ..Cause::default()
+                });
                 self.causes.truncate(8);
             }
             self.more += 1;
-            return if self.more > 200 || (!text.starts_with(' ') && begins(line)) { Step::Over } else { Step::Took };
+            return if self.more > 200 || (!text.starts_with(' ') && begins(line)) {
+                Step::Over
+            } else {
+                Step::Took
+            };
         }
         // The rest of a message of several lines, before the first frame.
         if self.first.frames.is_empty() && self.causes.is_empty() {

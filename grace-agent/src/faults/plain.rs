@@ -47,7 +47,8 @@ fn typed(text: &str) -> Option<(String, String)> {
     if name.len() != head.len() && !head.ends_with(']') {
         return None;
     }
-    let (_, message) = python::exception(name).map(|_| ()).map(|()| (name, text.get(head.len()..).unwrap_or_default()))?;
+    let (_, message) =
+        python::exception(name).map(|_| ()).map(|()| (name, text.get(head.len()..).unwrap_or_default()))?;
     Some((head.to_owned(), message.trim_start_matches(": ").trim_end_matches(" {").trim().to_owned()))
 }
 

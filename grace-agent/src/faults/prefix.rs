@@ -45,7 +45,8 @@ fn step<'a>(line: &mut Line<'a>) -> Option<&'a str> {
     }
     match first {
         b'[' => {
-            if let Some(rest) = text.strip_prefix('[').and_then(time).and_then(|rest| rest.strip_prefix(']')) {
+            if let Some(rest) = text.strip_prefix('[').and_then(time).and_then(|rest| rest.strip_prefix(']'))
+            {
                 return Some(rest);
             }
             let end = text.get(..48.min(text.len())).unwrap_or(text).find(']')?;
@@ -56,16 +57,17 @@ fn step<'a>(line: &mut Line<'a>) -> Option<&'a str> {
                 return Some(rest.strip_prefix(':').unwrap_or(rest));
             }
             let numbered = |word: &str| {
-                trimmed
-                    .strip_prefix(word)
-                    .is_some_and(|n| n.trim_start_matches([' ', ':', '=', '-']).bytes().all(|b| b.is_ascii_digit()))
+                trimmed.strip_prefix(word).is_some_and(|n| {
+                    n.trim_start_matches([' ', ':', '=', '-']).bytes().all(|b| b.is_ascii_digit())
+                })
             };
             let rank = ["rank", "Rank", "pid", "default", "worker", "gpu"].iter().any(|w| numbered(w))
                 || (tag.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b':')) && !tag.is_empty());
             // `[Error: x]` and `[signal SIGSEGV]` are no prefixes; after a time or a level anything is.
             if rank || (line.stamped && !trimmed.contains(": ") && !trimmed.starts_with("signal ")) {
                 join(&mut line.lane, tag);
-                let rest = rest.strip_prefix("<stderr>").or_else(|| rest.strip_prefix("<stdout>")).unwrap_or(rest);
+                let rest =
+                    rest.strip_prefix("<stderr>").or_else(|| rest.strip_prefix("<stdout>")).unwrap_or(rest);
                 return Some(rest.strip_prefix(':').unwrap_or(rest));
             }
             None
@@ -104,7 +106,9 @@ fn word<'a>(line: &mut Line<'a>, text: &'a str) -> Option<&'a str> {
         };
         // Python's default: `ERROR:root:message`.
         let name = after.split(':').next().unwrap_or_default();
-        let is_name = !name.is_empty() && name.len() < 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        let is_name = !name.is_empty()
+            && name.len() < 64
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         return Some(match after.get(name.len() + 1..) {
             Some(message) if is_name && after.len() > name.len() => message,
             _ => after,
@@ -126,7 +130,8 @@ fn word<'a>(line: &mut Line<'a>, text: &'a str) -> Option<&'a str> {
     }
     // syslog: `host program[12]: message`.
     if let Some(program) = rest.strip_prefix(' ') {
-        let name = program.get(..program.len().min(64)).unwrap_or_default().split(' ').next().unwrap_or_default();
+        let name =
+            program.get(..program.len().min(64)).unwrap_or_default().split(' ').next().unwrap_or_default();
         if let Some(inner) = name.strip_suffix("]:")
             && let Some((who, pid)) = inner.rsplit_once('[')
             && !who.is_empty()
@@ -161,8 +166,10 @@ fn word<'a>(line: &mut Line<'a>, text: &'a str) -> Option<&'a str> {
         }
         let lower = token.starts_with(|c: char| c.is_ascii_lowercase());
         let named = token.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        let type_like = token.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_uppercase()));
-        let known = matches!(token, "panic" | "fatal" | "thread" | "free" | "malloc" | "terminate" | "goroutine");
+        let type_like =
+            token.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_uppercase()));
+        let known =
+            matches!(token, "panic" | "fatal" | "thread" | "free" | "malloc" | "terminate" | "goroutine");
         if line.error && lower && named && !type_like && !known && after.starts_with(' ') {
             return Some(after);
         }
@@ -173,7 +180,9 @@ fn word<'a>(line: &mut Line<'a>, text: &'a str) -> Option<&'a str> {
 /// Whether a word is a level, and if so, whether one of an error. In lower case these are words of a sentence.
 fn level(word: &str) -> Option<bool> {
     match word {
-        "ERROR" | "ERR" | "CRITICAL" | "CRIT" | "FATAL" | "SEVERE" | "PANIC" | "EMERG" | "ALERT" => Some(true),
+        "ERROR" | "ERR" | "CRITICAL" | "CRIT" | "FATAL" | "SEVERE" | "PANIC" | "EMERG" | "ALERT" => {
+            Some(true)
+        }
         "TRACE" | "DEBUG" | "INFO" | "NOTICE" | "WARN" | "WARNING" => Some(false),
         _ => None,
     }
@@ -182,12 +191,16 @@ fn level(word: &str) -> Option<bool> {
 /// A time at the begin of `text`; what follows it.
 fn time(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
-    let digits = |at: usize, n: usize| {
-        bytes.get(at..at + n).is_some_and(|part| part.iter().all(u8::is_ascii_digit))
-    };
+    let digits =
+        |at: usize, n: usize| bytes.get(at..at + n).is_some_and(|part| part.iter().all(u8::is_ascii_digit));
     let is = |at: usize, what: u8| bytes.get(at) == Some(&what);
     // 2026-11-24T20:00:00, 2026/11/24 20:00:00
-    if digits(0, 4) && (is(4, b'-') || is(4, b'/')) && digits(5, 2) && (is(7, b'-') || is(7, b'/')) && digits(8, 2) {
+    if digits(0, 4)
+        && (is(4, b'-') || is(4, b'/'))
+        && digits(5, 2)
+        && (is(7, b'-') || is(7, b'/'))
+        && digits(8, 2)
+    {
         let rest = text.get(10..)?;
         let clock = rest.strip_prefix(['T', ' ']).and_then(clock);
         return Some(clock.map_or(rest, zone));
@@ -258,7 +271,10 @@ mod tests {
             ("plain text", "plain text"),
             ("  File \"x\", line 1", "  File \"x\", line 1"),
             ("2026-11-24 20:00:00,123 ERROR   File \"x\"", "  File \"x\""),
-            ("2026-11-24T20:00:00.123456789Z stderr F Traceback (most recent call last):", "Traceback (most recent call last):"),
+            (
+                "2026-11-24T20:00:00.123456789Z stderr F Traceback (most recent call last):",
+                "Traceback (most recent call last):",
+            ),
             ("2026-11-24T20:00:00Z stderr F   File \"x\"", "  File \"x\""),
             ("ERROR:root:it broke", "it broke"),
             ("[ERROR] it broke", "it broke"),

@@ -120,11 +120,21 @@ impl Trace {
                     }
                     return Step::Took;
                 }
-                let known = ["Python runtime state", "Current thread", "Thread 0x", "Extension modules", "  <no Python frame>"];
+                let known = [
+                    "Python runtime state",
+                    "Current thread",
+                    "Thread 0x",
+                    "Extension modules",
+                    "  <no Python frame>",
+                ];
                 if trimmed.is_empty() || known.iter().any(|k| text.starts_with(k)) {
                     // Only the thread that failed.
                     let done = text.starts_with("Thread 0x") && !self.now.frames.is_empty();
-                    return if done || text.starts_with("Extension modules") { Step::Last } else { Step::Took };
+                    return if done || text.starts_with("Extension modules") {
+                        Step::Last
+                    } else {
+                        Step::Took
+                    };
                 }
                 Step::Over
             }

@@ -83,7 +83,9 @@ impl Trace {
                     return Step::Took;
                 }
                 let number = trimmed.bytes().take_while(u8::is_ascii_digit).count();
-                if let Some(function) = trimmed.get(number..).and_then(|r| r.strip_prefix(": ")).filter(|_| number > 0) {
+                if let Some(function) =
+                    trimmed.get(number..).and_then(|r| r.strip_prefix(": ")).filter(|_| number > 0)
+                {
                     // `0x55… - app::work` where the backtrace is full.
                     let function = match function.trim_start().split_once(" - ") {
                         Some((address, name)) if address.starts_with("0x") => name,

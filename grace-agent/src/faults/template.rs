@@ -13,10 +13,11 @@ const MAX: usize = 300;
 
 /// Words whose digits are part of a name.
 const NAMES: &[&str] = &[
-    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "i8", "i16", "i32", "i64", "u8", "u16",
-    "u32", "u64", "f16", "f32", "f64", "float8", "float16", "float32", "float64", "bfloat16", "bf16", "fp16", "fp32",
-    "fp64", "fp8", "utf8", "utf16", "sha1", "sha256", "sha512", "md5", "base64", "http2", "s3", "ec2", "ipv4", "ipv6",
-    "x86", "x64", "arm64", "amd64", "sm80", "sm90", "win32", "libc6", "latin1", "cp1252", "log4j", "slf4j",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "i8", "i16", "i32", "i64",
+    "u8", "u16", "u32", "u64", "f16", "f32", "f64", "float8", "float16", "float32", "float64", "bfloat16",
+    "bf16", "fp16", "fp32", "fp64", "fp8", "utf8", "utf16", "sha1", "sha256", "sha512", "md5", "base64",
+    "http2", "s3", "ec2", "ipv4", "ipv6", "x86", "x64", "arm64", "amd64", "sm80", "sm90", "win32", "libc6",
+    "latin1", "cp1252", "log4j", "slf4j",
 ];
 
 /// After these words a small number says what the fault is.
@@ -25,20 +26,67 @@ const CODES: &[&str] =
 
 /// After these words a quoted name is a part of a program, not a value.
 const BEFORE_A_NAME: &[&str] = &[
-    "named", "name", "attribute", "function", "argument", "parameter", "import", "class", "method", "field", "column",
-    "table", "relation", "reading", "property", "library", "symbol", "type", "module", "package", "call", "calling", "failure", "error", "assertion", "operator", "option", "setting", "unknown", "undefined", "member",
+    "named",
+    "name",
+    "attribute",
+    "function",
+    "argument",
+    "parameter",
+    "import",
+    "class",
+    "method",
+    "field",
+    "column",
+    "table",
+    "relation",
+    "reading",
+    "property",
+    "library",
+    "symbol",
+    "type",
+    "module",
+    "package",
+    "call",
+    "calling",
+    "failure",
+    "error",
+    "assertion",
+    "operator",
+    "option",
+    "setting",
+    "unknown",
+    "undefined",
+    "member",
 ];
 
 /// Kinds of errors whose quoted words are names in the program's own text.
 const ABOUT_NAMES: &[&str] = &[
-    "TypeError", "NameError", "ImportError", "ModuleNotFoundError", "AttributeError", "UnboundLocalError",
-    "ReferenceError", "SyntaxError", "ClassNotFoundException", "NoSuchMethodError", "NoClassDefFoundError",
-    "ClassCastException", "NoSuchFieldError", "AbstractMethodError", "IndentationError", "CompileError",
-    "NullPointerException", "terminate", "assert", "OperationalError", "ProgrammingError",
+    "TypeError",
+    "NameError",
+    "ImportError",
+    "ModuleNotFoundError",
+    "AttributeError",
+    "UnboundLocalError",
+    "ReferenceError",
+    "SyntaxError",
+    "ClassNotFoundException",
+    "NoSuchMethodError",
+    "NoClassDefFoundError",
+    "ClassCastException",
+    "NoSuchFieldError",
+    "AbstractMethodError",
+    "IndentationError",
+    "CompileError",
+    "NullPointerException",
+    "terminate",
+    "assert",
+    "OperationalError",
+    "ProgrammingError",
 ];
 
 /// Where what is installed lies; other paths are data.
-const INSTALLED: &[&str] = &["/etc/", "/usr/", "/opt/", "/lib/", "/lib64/", "/bin/", "/sbin/", "/dev/", "/sys/"];
+const INSTALLED: &[&str] =
+    &["/etc/", "/usr/", "/opt/", "/lib/", "/lib64/", "/bin/", "/sbin/", "/dev/", "/sys/"];
 
 /// The template of `message`, an error of the kind `kind`.
 #[must_use]
@@ -58,7 +106,9 @@ pub fn template(kind: &str, message: &str) -> String {
                 Some(end) => {
                     let inner: String = text.get(at + 1..end).unwrap_or_default().iter().collect();
                     let name = is_name(&inner)
-                        && (about_names || BEFORE_A_NAME.contains(&previous.as_str()) || names_its_type(&text, end));
+                        && (about_names
+                            || BEFORE_A_NAME.contains(&previous.as_str())
+                            || names_its_type(&text, end));
                     out.push_str(&if name { format!("'{inner}'") } else { quoted(&inner) });
                     previous.clear();
                     at = end + 1;
@@ -179,9 +229,9 @@ impl Writer {
             self.push_str("<time>");
             return time_of_day_after(text, end);
         }
-        let bare = word.split_once(':').map_or(word, |(host, port)| {
-            if port.bytes().all(|b| b.is_ascii_digit()) { host } else { word }
-        });
+        let bare = word
+            .split_once(':')
+            .map_or(word, |(host, port)| if port.bytes().all(|b| b.is_ascii_digit()) { host } else { word });
         if is_ipv4(bare) || is_ipv6(word) {
             self.push_str("<ip>");
             return 0;
@@ -295,9 +345,46 @@ fn is_number(word: &str) -> bool {
 fn is_unit(word: &str) -> bool {
     matches!(
         word.to_ascii_lowercase().as_str(),
-        "b" | "kb" | "mb" | "gb" | "tb" | "kib" | "mib" | "gib" | "tib" | "k" | "m" | "g" | "t" | "bytes" | "byte"
-            | "ns" | "us" | "\u{b5}s" | "ms" | "s" | "sec" | "secs" | "second" | "seconds" | "min" | "minutes" | "h"
-            | "hours" | "d" | "days" | "pages" | "hz" | "khz" | "mhz" | "ghz" | "w" | "c" | "th" | "st" | "nd" | "rd"
+        "b" | "kb"
+            | "mb"
+            | "gb"
+            | "tb"
+            | "kib"
+            | "mib"
+            | "gib"
+            | "tib"
+            | "k"
+            | "m"
+            | "g"
+            | "t"
+            | "bytes"
+            | "byte"
+            | "ns"
+            | "us"
+            | "\u{b5}s"
+            | "ms"
+            | "s"
+            | "sec"
+            | "secs"
+            | "second"
+            | "seconds"
+            | "min"
+            | "minutes"
+            | "h"
+            | "hours"
+            | "d"
+            | "days"
+            | "pages"
+            | "hz"
+            | "khz"
+            | "mhz"
+            | "ghz"
+            | "w"
+            | "c"
+            | "th"
+            | "st"
+            | "nd"
+            | "rd"
     )
 }
 
@@ -336,13 +423,16 @@ fn near_its_word(text: &[char], start: usize) -> bool {
 fn word_end(text: &[char], start: usize) -> usize {
     let mut end = start;
     while let Some(&c) = text.get(end) {
-        let joins = matches!(c, '_' | '-' | '.' | ':' | '/' | '@' | '~' | '+' | '=' | '%' | '?' | '&' | '#' | '\\');
+        let joins =
+            matches!(c, '_' | '-' | '.' | ':' | '/' | '@' | '~' | '+' | '=' | '%' | '?' | '&' | '#' | '\\');
         if !(c.is_alphanumeric() || joins) {
             break;
         }
         // `a: b` and `end.` end before their sign; `://` and `10:20` do not.
         let next = text.get(end + 1);
-        if matches!(c, ':' | '.' | '=' | '?' | '-') && !next.is_some_and(|n| n.is_alphanumeric() || matches!(n, '/' | ':' | '-' | '+')) {
+        if matches!(c, ':' | '.' | '=' | '?' | '-')
+            && !next.is_some_and(|n| n.is_alphanumeric() || matches!(n, '/' | ':' | '-' | '+'))
+        {
             break;
         }
         end += 1;
@@ -374,12 +464,13 @@ fn closing(text: &[char], at: usize, quote: char) -> Option<usize> {
 
 /// Letters, `_`, `.`, `::` and the like, no digits but in names of types.
 fn is_name(text: &str) -> bool {
-    let plain = |c: char| c.is_alphabetic() || matches!(c, '_' | '.' | ':' | '-' | '<' | '>' | '(' | ')' | '*');
+    let plain =
+        |c: char| c.is_alphabetic() || matches!(c, '_' | '.' | ':' | '-' | '<' | '>' | '(' | ')' | '*');
     !text.is_empty()
         && text.len() <= 64
-        && text.split(['.', ':', '-']).all(|part| {
-            part.chars().all(plain) || NAMES.contains(&part.to_ascii_lowercase().as_str())
-        })
+        && text
+            .split(['.', ':', '-'])
+            .all(|part| part.chars().all(plain) || NAMES.contains(&part.to_ascii_lowercase().as_str()))
 }
 
 /// Whether what follows a quote says that it was a name: `'int' object`, `'x' is not defined`.
@@ -389,7 +480,11 @@ fn names_its_type(text: &[char], end: usize) -> bool {
 }
 
 fn quoted(inner: &str) -> String {
-    if inner.starts_with('/') && inner.len() > 1 && !inner.contains(' ') { path(inner) } else { "<q>".to_owned() }
+    if inner.starts_with('/') && inner.len() > 1 && !inner.contains(' ') {
+        path(inner)
+    } else {
+        "<q>".to_owned()
+    }
 }
 
 /// A path: that of something installed with its digits out, any other one as `<path>` with its extension.
@@ -412,7 +507,9 @@ fn path(word: &str) -> String {
     }
     let name = word.rsplit('/').next().unwrap_or_default();
     match name.rsplit_once('.') {
-        Some((stem, end)) if !stem.is_empty() && end.len() <= 12 && end.chars().all(|c| c.is_ascii_alphabetic()) => {
+        Some((stem, end))
+            if !stem.is_empty() && end.len() <= 12 && end.chars().all(|c| c.is_ascii_alphabetic()) =>
+        {
             format!("<path>.{end}")
         }
         _ => "<path>".to_owned(),
@@ -421,7 +518,9 @@ fn path(word: &str) -> String {
 
 fn is_uuid(word: &str) -> bool {
     let lengths = word.split('-').map(str::len);
-    word.len() == 36 && lengths.eq([8, 4, 4, 4, 12]) && word.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+    word.len() == 36
+        && lengths.eq([8, 4, 4, 4, 12])
+        && word.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
 fn is_ipv4(word: &str) -> bool {
@@ -468,7 +567,11 @@ mod tests {
             ("E", "to fe80::1 refused", "to 2001:db8::7 refused"),
             ("E", "id 123e4567-e89b-12d3-a456-426614174000", "id 00000000-0000-0000-0000-000000000001"),
             ("E", "since 2026-11-24T20:00:00.1Z", "since 1999-01-01 10:11:12,999"),
-            ("FileNotFoundError", "[Errno 2] No such file: '/tmp/a8/x.json'", "[Errno 2] No such file: '/tmp/zz/y.json'"),
+            (
+                "FileNotFoundError",
+                "[Errno 2] No such file: '/tmp/a8/x.json'",
+                "[Errno 2] No such file: '/tmp/zz/y.json'",
+            ),
             ("E", "Tried to allocate 20.00 MiB", "Tried to allocate 2.50 GiB"),
             ("E", "lengths [1, 2, 3]", "lengths [4, 5]"),
             ("E", "request req-8f3a9c2b1d4e failed", "request req-77aa00bb99cc failed"),

@@ -3,7 +3,10 @@
 //! `journalctl` reads it: the format is its own affair, and a reader here would be larger than the rest of the source. It
 //! is a child that ends with the thread that started it, so with the agent, however that ends. The kernel's messages are
 //! left to `kmsg.rs`, and what Grace itself writes is not read back.
-#![expect(clippy::disallowed_methods, reason = "journalctl is how the journal is read; it is started for nothing else")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "journalctl is how the journal is read; it is started for nothing else"
+)]
 #![expect(unsafe_code, reason = "a child that ends with its parent is asked for between fork and exec")]
 
 use std::collections::BTreeMap;
@@ -116,7 +119,14 @@ struct Follower {
 
 impl Follower {
     fn new(out: SyncSender<Event>) -> Self {
-        Self { out, streams: BTreeMap::new(), tallies: BTreeMap::new(), turn: 0, told: Timestamp(0), lost_told: 0 }
+        Self {
+            out,
+            streams: BTreeMap::new(),
+            tallies: BTreeMap::new(),
+            turn: 0,
+            told: Timestamp(0),
+            lost_told: 0,
+        }
     }
 
     fn run(&mut self, program: &Path, journald: &Journald) {
@@ -131,7 +141,9 @@ impl Follower {
                     drop(child.kill());
                     drop(child.wait());
                 }
-                Err(err) => journald.say(Health::Degraded, format!("{} does not start: {err}", program.display())),
+                Err(err) => {
+                    journald.say(Health::Degraded, format!("{} does not start: {err}", program.display()))
+                }
             }
             if journald.stop.load(Ordering::Acquire) {
                 return;
@@ -154,7 +166,8 @@ impl Follower {
             let timeout = waiting.then_some(Timespec { tv_sec: 0, tv_nsec: 500_000_000 });
             let throttled = read_in_it >= RATE && clock::boottime().since(second) < Duration::from_secs(1);
             let events = if throttled { PollFlags::empty() } else { PollFlags::IN };
-            let timeout = if throttled { Some(Timespec { tv_sec: 0, tv_nsec: 200_000_000 }) } else { timeout };
+            let timeout =
+                if throttled { Some(Timespec { tv_sec: 0, tv_nsec: 200_000_000 }) } else { timeout };
             let pipe_fd = pipe.as_fd();
             let mut fds = [PollFd::new(&pipe_fd, events), PollFd::new(&journald.wake, PollFlags::IN)];
             if poll(&mut fds, timeout.as_ref()).is_err() {
@@ -296,8 +309,13 @@ impl Follower {
     }
 
     fn source(&self, works: bool) {
-        let kind =
-            Kind::ErrorSource { source: "journald".to_owned(), process: None, works, count: None, window_ms: None };
+        let kind = Kind::ErrorSource {
+            source: "journald".to_owned(),
+            process: None,
+            works,
+            count: None,
+            window_ms: None,
+        };
         self.send(clock::boottime(), kind);
     }
 

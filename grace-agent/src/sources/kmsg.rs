@@ -34,7 +34,10 @@ pub struct Kmsg {
 
 impl Kmsg {
     /// Starts the thread, where /dev/kmsg may be read and `wanted`.
-    pub fn start(wanted: bool, out: SyncSender<Event>) -> io::Result<(Arc<Self>, Option<std::thread::JoinHandle<()>>)> {
+    pub fn start(
+        wanted: bool,
+        out: SyncSender<Event>,
+    ) -> io::Result<(Arc<Self>, Option<std::thread::JoinHandle<()>>)> {
         let device = if wanted {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             open("/dev/kmsg", flags, Mode::empty()).and_then(|fd| seek(&fd, SeekFrom::End(0)).map(|_| fd))
@@ -44,7 +47,9 @@ impl Kmsg {
         let health = match &device {
             Ok(_) => (Health::Ok, "follows /dev/kmsg".to_owned()),
             Err(_) if !wanted => (Health::Off, "triggers.error_feed.kmsg = false".to_owned()),
-            Err(Errno::ACCESS | Errno::PERM) => (Health::Off, "/dev/kmsg may not be read: needs root".to_owned()),
+            Err(Errno::ACCESS | Errno::PERM) => {
+                (Health::Off, "/dev/kmsg may not be read: needs root".to_owned())
+            }
             Err(err) => (Health::Off, format!("/dev/kmsg cannot be followed: {err}")),
         };
         let kmsg = Arc::new(Self {
@@ -135,7 +140,13 @@ impl Follower {
     }
 
     /// Reads what there is; true where there is something to tell.
-    fn read(&mut self, device: &OwnedFd, kmsg: &Kmsg, now: Timestamp, buffer: &mut [u8]) -> Result<bool, Errno> {
+    fn read(
+        &mut self,
+        device: &OwnedFd,
+        kmsg: &Kmsg,
+        now: Timestamp,
+        buffer: &mut [u8],
+    ) -> Result<bool, Errno> {
         if now.since(self.second.0) >= Duration::from_secs(1) {
             self.second = (now, 0);
         }
@@ -187,7 +198,13 @@ impl Follower {
     }
 
     fn source(&self, works: bool) {
-        let kind = Kind::ErrorSource { source: "kmsg".to_owned(), process: None, works, count: None, window_ms: None };
+        let kind = Kind::ErrorSource {
+            source: "kmsg".to_owned(),
+            process: None,
+            works,
+            count: None,
+            window_ms: None,
+        };
         self.send(clock::boottime(), kind);
     }
 

@@ -166,7 +166,10 @@ struct Got {
 
 impl Logs {
     /// Starts the thread; `note` is the file that remembers how far was read.
-    pub fn start(note: PathBuf, out: SyncSender<Event>) -> io::Result<(Arc<Self>, std::thread::JoinHandle<()>)> {
+    pub fn start(
+        note: PathBuf,
+        out: SyncSender<Event>,
+    ) -> io::Result<(Arc<Self>, std::thread::JoinHandle<()>)> {
         let noted = std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let logs = Arc::new(Self {
             state: Mutex::new(State { noted: noted.unwrap_or_default(), ..State::default() }),
@@ -298,7 +301,9 @@ impl Logs {
         let temporary = self.note.with_extension("new");
         match std::fs::write(&temporary, &text).and_then(|()| std::fs::rename(&temporary, &self.note)) {
             Ok(()) => state.written = text,
-            Err(err) => tracing::warn!(%err, note = %self.note.display(), "how far logs were read cannot be kept"),
+            Err(err) => {
+                tracing::warn!(%err, note = %self.note.display(), "how far logs were read cannot be kept")
+            }
         }
     }
 }
@@ -329,9 +334,8 @@ fn wait_for(wake: &OwnedFd, inotify: Option<&mut Inotify>, at_most: Option<Durat
 impl State {
     /// Ends files of `process` but those that `keeps` says; where they were read up to is remembered.
     fn drop_files(&mut self, process: &str, keeps: impl Fn(&Path) -> bool) {
-        let (kept, gone) = std::mem::take(&mut self.files)
-            .into_iter()
-            .partition(|f| f.process != process || keeps(&f.path));
+        let (kept, gone) =
+            std::mem::take(&mut self.files).into_iter().partition(|f| f.process != process || keeps(&f.path));
         self.files = kept;
         for followed in gone {
             if let Some(reader) = followed.now {
@@ -440,7 +444,9 @@ impl Followed {
 
     /// Regular files in the same folder whose names begin with this one's: where rotated logs go. Packed ones are not read.
     fn siblings(&self) -> Vec<(PathBuf, (u64, u64))> {
-        let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Vec::new() };
+        let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Vec::new();
+        };
         let name = name.to_string_lossy();
         let packed = [".gz", ".xz", ".bz2", ".zst", ".lz4", ".zip"];
         std::fs::read_dir(folder)
@@ -451,7 +457,9 @@ impl Followed {
             .filter(|entry| {
                 let other = entry.file_name();
                 let other = other.to_string_lossy();
-                other.len() > name.len() && other.starts_with(&*name) && !packed.iter().any(|p| other.ends_with(p))
+                other.len() > name.len()
+                    && other.starts_with(&*name)
+                    && !packed.iter().any(|p| other.ends_with(p))
             })
             .filter_map(|entry| {
                 let meta = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;

@@ -229,7 +229,9 @@ impl ErrorFeed {
         out.push(Verdict::Happened(Box::new(Finding {
             subject: Subject::Trigger(SPEC.name.to_owned()),
             since: now,
-            summary: format!("more than {HOLDING} different errors keep coming back; further ones are only counted"),
+            summary: format!(
+                "more than {HOLDING} different errors keep coming back; further ones are only counted"
+            ),
             measured: format!("{} passed over", self.overflow),
             threshold: format!("{HOLDING} at a time, {SIGNATURES} remembered"),
             baseline: "none".into(),
@@ -273,9 +275,14 @@ impl ErrorFeed {
         self.processes.remove(name);
         self.sources.retain(|(_, process), _| process.as_deref() != Some(name));
         for (signature, known) in &mut self.errors {
-            if known.holds.is_some() && Self::source_of(&known.last) == ("logs".to_owned(), Some(name.to_owned())) {
+            if known.holds.is_some()
+                && Self::source_of(&known.last) == ("logs".to_owned(), Some(name.to_owned()))
+            {
                 known.rest();
-                out.push(Verdict::Cleared(Subject::Error(signature.clone()), "its process is not owned any more".into()));
+                out.push(Verdict::Cleared(
+                    Subject::Error(signature.clone()),
+                    "its process is not owned any more".into(),
+                ));
             }
         }
     }
@@ -333,7 +340,10 @@ impl Known {
             noticed_by: None,
             evidence,
             remedy: vec![Action::FileTask {
-                title: format!("Find the cause of an error that keeps coming back, and fix it ({})", language(&seen.language)),
+                title: format!(
+                    "Find the cause of an error that keeps coming back, and fix it ({})",
+                    language(&seen.language)
+                ),
                 acceptance: format!(
                     "the error did not come back for {} while its source was read, and error_feed stays clear",
                     humantime::format_duration(window)
@@ -490,9 +500,15 @@ mod tests {
         let five = (0..5).map(|i| (i, seen("a", None, 1)));
         assert_eq!(run(&mut feed(), five), ["4 holds error a"]);
         assert!(run(&mut feed(), (0..4).map(|i| (i, seen("a", None, 1)))).is_empty());
-        assert!(run(&mut feed(), (0..20).map(|i| (i * 151, seen("a", None, 1)))).is_empty(), "four in any window");
+        assert!(
+            run(&mut feed(), (0..20).map(|i| (i * 151, seen("a", None, 1)))).is_empty(),
+            "four in any window"
+        );
         assert_eq!(run(&mut feed(), [(0, seen("a", None, 5))]).len(), 1);
-        assert!(run(&mut feed(), (0..9).map(|i| (i, seen(&format!("e{i}"), None, 1)))).is_empty(), "different ones");
+        assert!(
+            run(&mut feed(), (0..9).map(|i| (i, seen(&format!("e{i}"), None, 1)))).is_empty(),
+            "different ones"
+        );
     }
 
     #[test]
@@ -506,7 +522,14 @@ mod tests {
     fn silence_of_what_is_dead_is_no_recovery() {
         let process = |kind: fn(String) -> Kind| kind("p".into());
         let started = || process(|name| Kind::ProcessStarted { name, pid: 1 });
-        let exited = || process(|name| Kind::ProcessExited { name, pid: 1, exit: crate::event::Exit::default(), stderr_tail: vec![] });
+        let exited = || {
+            process(|name| Kind::ProcessExited {
+                name,
+                pid: 1,
+                exit: crate::event::Exit::default(),
+                stderr_tail: vec![],
+            })
+        };
         let mut feed = feed();
         let stream = [
             (0, source(Some("p"), true)),
@@ -521,14 +544,26 @@ mod tests {
         assert_eq!(run(&mut feed, stream), ["1 holds error a", "3601 cleared error a"]);
         // A source that is not read says nothing either.
         let mut feed = super::ErrorFeed::new(config::ErrorFeed::default());
-        let stream = [(0, seen("a", None, 5)), (1, source(None, false)), (5000, Kind::Tick), (5000, source(None, true)), (5601, Kind::Tick)];
+        let stream = [
+            (0, seen("a", None, 5)),
+            (1, source(None, false)),
+            (5000, Kind::Tick),
+            (5000, source(None, true)),
+            (5601, Kind::Tick),
+        ];
         assert_eq!(run(&mut feed, stream), ["0 holds error a", "5601 cleared error a"]);
     }
 
     #[test]
     fn a_process_has_limits_of_its_own() {
         let mut feed = feed();
-        let own = Kind::ErrorSource { source: "logs".into(), process: Some("p".into()), works: true, count: Some(2), window_ms: Some(3000) };
+        let own = Kind::ErrorSource {
+            source: "logs".into(),
+            process: Some("p".into()),
+            works: true,
+            count: Some(2),
+            window_ms: Some(3000),
+        };
         let stream = [
             (0, own),
             (0, Kind::ProcessStarted { name: "p".into(), pid: 1 }),
