@@ -157,7 +157,7 @@ const EFFECTS: &[&str] = &[
     "std::time::SystemTime",
     "tokio",
     "rustix",
-    "libc",
+    "libc::",
     "aya",
     "rusqlite",
     "crate::clock",

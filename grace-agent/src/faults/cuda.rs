@@ -4,18 +4,18 @@ use super::{Draft, Frame, Language};
 
 /// The error that a line is, if it is one.
 pub(super) fn line(text: &str) -> Option<Draft> {
-    if text.contains("NCCL") {
-        if let Some(draft) = nccl(text) {
-            return Some(draft);
-        }
+    if text.contains("NCCL")
+        && let Some(draft) = nccl(text)
+    {
+        return Some(draft);
     }
     if text.contains("Assertion `") && text.contains("thread: [") {
         return device_assert(text);
     }
-    let lower_hit = ["CUDA", "Cuda", "cuda", "CUDNN_STATUS_", "CUBLAS_STATUS_", "CUSPARSE_STATUS_"]
+    let about_it = ["CUDA", "Cuda", "cuda", "CUDNN_STATUS_", "CUBLAS_STATUS_", "CUSPARSE_STATUS_"]
         .iter()
         .any(|word| text.contains(word));
-    if !lower_hit {
+    if !about_it {
         return None;
     }
     if let Some(draft) = named_code(text) {

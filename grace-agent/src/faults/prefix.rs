@@ -41,6 +41,8 @@ fn step<'a>(line: &mut Line<'a>) -> Option<&'a str> {
     let text = line.body;
     let first = text.bytes().next()?;
     if let Some(rest) = time(text) {
+        // glog: the level is the first letter.
+        line.error |= matches!(first, b'E' | b'F');
         return Some(rest);
     }
     match first {
@@ -217,7 +219,7 @@ fn time(text: &str) -> Option<&str> {
     }
     // glog: E1124 20:00:00.123456
     if matches!(bytes.first(), Some(b'I' | b'W' | b'E' | b'F')) && digits(1, 4) && is(5, b' ') {
-        return text.get(6..).and_then(clock);
+        return text.get(6..).and_then(clock).map(|rest| rest.trim_start_matches(' '));
     }
     // dmesg: [    1.234567]
     if is(0, b'[') {

@@ -275,10 +275,11 @@ fn variable(word: &str) -> String {
     if NAMES.contains(&core) || matches!(core, "utf-8" | "utf-16" | "latin-1" | "iso-8859-1" | "x86_64") {
         return word.to_owned();
     }
-    if let Some(hex) = lower.strip_prefix("0x") {
-        if !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return "<hex>".to_owned();
-        }
+    if lower
+        .strip_prefix("0x")
+        .is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        return "<hex>".to_owned();
     }
     if is_uuid(&lower) {
         return "<id>".to_owned();

@@ -120,7 +120,7 @@ impl Follower {
         let mut waiting = false;
         loop {
             // What was counted is told a second later at the latest.
-            let timeout = waiting.then(|| Timespec { tv_sec: 1, tv_nsec: 0 });
+            let timeout = waiting.then_some(Timespec { tv_sec: 1, tv_nsec: 0 });
             let mut fds = [PollFd::new(device, PollFlags::IN), PollFd::new(&kmsg.wake, PollFlags::IN)];
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}

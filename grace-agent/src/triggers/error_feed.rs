@@ -306,7 +306,7 @@ impl Known {
             Some(process) => format!("{} of {}", seen.source, shown(process, WORDS)),
             None => seen.source.clone(),
         };
-        let took = Duration::from_secs(now.since(self.first).as_secs());
+        let took = Duration::from_secs(now.since(self.first).as_secs().max(1));
         let mut evidence = vec![format!("signature {signature}, {} error, seen in {of}", seen.language)];
         if !seen.frames.is_empty() {
             evidence.push(format!(
