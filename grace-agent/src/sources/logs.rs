@@ -30,7 +30,9 @@ use crate::safe_path::{Entry, Parent};
 /// Bytes read of one file, and of all, in a second.
 const RATE: u64 = 16 << 20;
 const RATE_ALL: u64 = 64 << 20;
-/// A file that is further behind than this after its share was read is caught up with by skipping.
+/// Bytes read of one file before the others have their turn and what was found is told.
+const AT_ONCE: u64 = 1 << 20;
+/// A file that is further behind than this is caught up with by skipping.
 const BEHIND: u64 = 32 << 20;
 /// What is still read of one that was skipped.
 const KEPT: u64 = 1 << 20;
@@ -46,6 +48,8 @@ const FILES: usize = 512;
 const LOOK: Duration = Duration::from_secs(1);
 /// Writes that follow each other are read together.
 const GATHER: Duration = Duration::from_millis(100);
+/// How long is read on when the agent ends.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Names in a folder that are looked through for a file that was renamed while no agent ran.
 const NAMES: usize = 1000;
 
@@ -98,6 +102,8 @@ struct State {
     lost_bytes: u64,
     lost_errors: u64,
     lost_told: (u64, u64),
+    /// A file was not read to its end yet.
+    more: bool,
     budget: Budget,
     /// The note on disk.
     written: String,
@@ -162,6 +168,8 @@ struct Got {
     lines: u64,
     lost: u64,
     rewritten: bool,
+    /// There is more to read, and it may be read.
+    more: bool,
 }
 
 impl Logs {
@@ -266,10 +274,28 @@ impl Logs {
         let mut inotify = Inotify::init().ok();
         loop {
             let idle = lock(&self.state).files.is_empty();
-            let open = lock(&self.state).files.iter().any(Followed::is_open);
-            let wait = if open { LOOK / 4 } else { LOOK };
+            let (more, open) = {
+                let state = lock(&self.state);
+                (state.more, state.files.iter().any(Followed::is_open))
+            };
+            let wait = match (more, open) {
+                (true, _) => Duration::ZERO,
+                (false, true) => LOOK / 4,
+                (false, false) => LOOK,
+            };
             let written = wait_for(&self.wake, inotify.as_mut(), (!idle).then_some(wait));
             let stop = self.stop.load(Ordering::Acquire);
+            if stop {
+                // What is there is read and told first; what takes too long is left to the next agent.
+                let began = clock::Stopwatch::start();
+                loop {
+                    let events = lock(&self.state).look(clock::boottime(), inotify.as_mut(), false);
+                    events.into_iter().for_each(|event| drop(self.out.send(event)));
+                    if !lock(&self.state).more || began.elapsed() > PATIENCE {
+                        break;
+                    }
+                }
+            }
             let events = lock(&self.state).look(clock::boottime(), inotify.as_mut(), stop);
             for event in events {
                 // The engine may be busy: then this waits, and the files do.
@@ -279,7 +305,7 @@ impl Logs {
             if stop {
                 return;
             }
-            if written {
+            if written && !lock(&self.state).more {
                 std::thread::sleep(GATHER);
             }
         }
@@ -352,9 +378,11 @@ impl State {
         if now.since(self.budget.since) >= Duration::from_secs(1) {
             self.budget = Budget { since: now, all: RATE_ALL };
         }
+        self.more = false;
         for followed in &mut self.files {
             let got = followed.look(now, &mut self.budget.all, last);
             followed.watch(inotify.as_deref_mut());
+            self.more |= got.more;
             self.lost_bytes = self.lost_bytes.saturating_add(got.lost);
             let Some(process) = self.processes.get_mut(&followed.process) else { continue };
             process.lines = process.lines.saturating_add(got.lines);
@@ -614,7 +642,8 @@ impl Reader {
             got.rewritten = true;
         }
         let mut buffer = vec![0; 64 << 10];
-        while self.spent.1 < RATE && *all > 0 {
+        let until = self.spent.1.saturating_add(AT_ONCE).min(RATE);
+        while self.spent.1 < until && *all > 0 {
             let read = match self.file.read_at(&mut buffer, self.place.offset) {
                 Ok(0) | Err(_) => break,
                 Ok(read) => read,
@@ -631,6 +660,7 @@ impl Reader {
         }
         got.lost = got.lost.saturating_add(self.lines.take_cut());
         let behind = size.saturating_sub(self.place.offset);
+        got.more |= behind > 0 && self.spent.1 < RATE && *all > 0;
         if behind > BEHIND {
             let skipped = behind - KEPT;
             got.lost = got.lost.saturating_add(skipped + self.lines.pending() as u64);

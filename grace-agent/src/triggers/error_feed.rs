@@ -438,13 +438,20 @@ fn language(name: &str) -> &'static str {
     }
 }
 
-/// Hostile text, escaped and cut.
+/// Hostile text, escaped and cut. Quotes do no harm here and stay as they are.
 fn shown(text: &str, max: usize) -> String {
-    let mut out: String = text.chars().take(max).collect();
-    if out.len() < text.len() {
-        out.push('…');
+    let mut out = String::new();
+    for (n, c) in text.chars().enumerate() {
+        if n == max {
+            out.push('…');
+            break;
+        }
+        match c {
+            '\'' | '"' => out.push(c),
+            c => out.extend(c.escape_debug()),
+        }
     }
-    out.escape_debug().to_string()
+    out
 }
 
 #[cfg(test)]
