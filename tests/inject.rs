@@ -75,6 +75,21 @@ fn an_agent_that_repairs_is_used_and_left_as_it_was() {
 }
 
 #[test]
+fn errors_that_keep_coming_back_become_a_task() {
+    let agent = Agent::start("");
+    for socket in [agent.socket(), agent.path("none")] {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = inject(&socket, tmp.path(), &["error_feed", "--json"]).output().unwrap();
+        told(&out, &["agent", "process", "fault", "firing", "repaired", "cleared", "verified"]);
+        let steps = steps(&out);
+        let text = |i: usize| steps[i]["text"].as_str().unwrap().to_owned();
+        assert!(text(4).contains("file_task") && text(5).contains("did not come back for 2s"), "{out:?}");
+        nothing_left(tmp.path());
+    }
+    assert_eq!(agent.json(&["status", "--json"])["processes"], json!([]));
+}
+
+#[test]
 fn an_agent_that_observes_is_left_alone() {
     let agent = Agent::start_as("", "observe", &[]);
     let tmp = tempfile::tempdir().unwrap();
@@ -123,5 +138,7 @@ fn a_reader_that_leaves_costs_the_agent_nothing() {
 fn the_list_says_what_can_be_made() {
     let out = inject(Path::new("/nonexistent/s"), Path::new("/tmp"), &["--list"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
-    assert!(["config_drift", "health_gap", "latency_spike"].iter().all(|f| text.contains(f)), "{text}");
+    for name in ["config_drift", "health_gap", "latency_spike", "error_feed"] {
+        assert!(text.contains(name), "{text}");
+    }
 }

@@ -55,7 +55,16 @@ fn story(replayed: &Replayed) -> String {
 
 #[test]
 fn recordings_give_the_firings_that_they_gave() {
-    for name in ["drift_restored", "fight", "observed", "killed", "crash_loop"] {
+    for name in [
+        "drift_restored",
+        "fight",
+        "observed",
+        "killed",
+        "crash_loop",
+        "error_repeated",
+        "error_too_few",
+        "error_over",
+    ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);
         assert_eq!(replay(&config, &events), replayed, "{name}: not twice the same");

@@ -107,6 +107,18 @@ pub struct Process {
     #[serde(default)]
     #[schemars(example = &"10s")]
     pub heartbeat: Option<Span>,
+    /// Files (absolute paths) that it writes its log into. Default: its stdout and stderr, which Grace captures.
+    #[serde(default)]
+    #[schemars(example = ["/var/log/worker.log"])]
+    pub logs: Vec<PathBuf>,
+    /// `count` of `[triggers.error_feed]`, for this process.
+    #[serde(default)]
+    #[schemars(example = 5)]
+    pub error_count: Option<u32>,
+    /// `window` of `[triggers.error_feed]`, for this process.
+    #[serde(default)]
+    #[schemars(example = &"10m")]
+    pub error_window: Option<Span>,
 }
 
 impl Process {
@@ -241,6 +253,8 @@ pub struct Triggers {
     pub model_integrity: ModelIntegrity,
     /// `latency_spike`.
     pub latency_spike: LatencySpike,
+    /// `error_feed`.
+    pub error_feed: ErrorFeed,
 }
 
 /// Settings of `config_drift`.
@@ -380,6 +394,26 @@ pub struct ModelIntegrity {
 impl Default for ModelIntegrity {
     fn default() -> Self {
         Self { accuracy_drop_percent: 15.0, samples: 3, conflict_count: 3, conflict_window: Span::secs(600) }
+    }
+}
+
+/// Settings of `error_feed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ErrorFeed {
+    /// The same error this often within `window` fires. Default 5.
+    pub count: u32,
+    /// The window of `count`, and how long an error must stay away, while its source works, to be over. Default `10m`.
+    pub window: Span,
+    /// Errors in the kernel's messages (`/dev/kmsg`), too. Takes effect when the agent starts. Default true.
+    pub kmsg: bool,
+    /// Errors in the journal of systemd, where there is one, too. Takes effect when the agent starts. Default true.
+    pub journald: bool,
+}
+
+impl Default for ErrorFeed {
+    fn default() -> Self {
+        Self { count: 5, window: Span::secs(600), kmsg: true, journald: true }
     }
 }
 

@@ -321,6 +321,40 @@ pub enum Kind {
         /// How many may wait.
         limit: u32,
     },
+    /// Errors of one signature were written, in about a second.
+    ErrorSeen {
+        /// The same whenever the same fault comes back: 16 hex digits (`faults/`).
+        signature: String,
+        /// `python`, `rust`, `go`, `java`, `node`, `native`, `cuda`, `kernel`, `plain`.
+        language: String,
+        /// The exception's type, or what takes its place. Hostile text, capped.
+        kind: String,
+        /// The last one's message. Hostile text, capped.
+        message: String,
+        /// The program's own frames, outermost first. Hostile text, capped.
+        frames: Vec<String>,
+        /// Where it was written: `stdout`, `stderr`, `log`, `kmsg`, `journald`, `api`.
+        source: String,
+        /// The declared process, or the unit; none where nobody can tell.
+        process: Option<String>,
+        /// The last one as it was written, where it was not told a moment ago. Hostile text, capped.
+        trace: Vec<String>,
+        /// How often.
+        count: u64,
+    },
+    /// Errors are looked for in a source, or are not any more. Told when that changes.
+    ErrorSource {
+        /// `logs` for all that a declared process writes, `kmsg`, `journald`, `api`.
+        source: String,
+        /// The declared process.
+        process: Option<String>,
+        /// It is read.
+        works: bool,
+        /// Errors of the same signature that are too many, where this source has a number of its own.
+        count: Option<u32>,
+        /// Within this time, in milliseconds.
+        window_ms: Option<u64>,
+    },
     /// A pause ends early.
     Unpaused {
         /// Which.

@@ -32,6 +32,8 @@ pub enum Subject {
     Queue(String),
     /// A route, by name.
     Route(String),
+    /// An error that keeps coming back, by its signature.
+    Error(String),
 }
 
 impl fmt::Display for Subject {
@@ -40,6 +42,7 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Error(signature) => write!(f, "error {signature}"),
             Self::Heartbeat(name) => write!(f, "heartbeat {name}"),
             Self::Queue(name) => write!(f, "queue {name}"),
             Self::Route(name) => write!(f, "route {name}"),

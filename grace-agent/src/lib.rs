@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod engine;
 pub mod error_chain;
 pub mod event;
+pub mod faults;
 pub mod file_meta;
 pub mod file_state;
 pub mod firing;

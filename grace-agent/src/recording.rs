@@ -207,7 +207,11 @@ impl Recorder {
             Kind::ProcessForgotten { name } => {
                 self.preamble.remove(&(3, name.clone()));
                 self.preamble.remove(&(4, name.clone()));
+                self.preamble.remove(&(12, format!("logs {name}")));
                 return;
+            }
+            Kind::ErrorSource { source, process, .. } => {
+                (12, format!("{source} {}", process.as_deref().unwrap_or_default()))
             }
             Kind::ProcessStarted { name, pid: now } => {
                 if let Some(Event { kind: Kind::ProcessDeclared { pid, .. }, .. }) =
@@ -222,6 +226,18 @@ impl Recorder {
             Kind::ProcessExpects { name, .. } => (4, name.clone()),
             Kind::QueueDeclared { name, .. } => (5, name.clone()),
             Kind::RouteDeclared { name, .. } => (6, name.clone()),
+            Kind::ModelDeclared { name, .. } => (7, name.clone()),
+            Kind::LoadShed { process, step } => (8, format!("{process} {step:?}")),
+            Kind::LoadGivenBack { process } => {
+                self.preamble
+                    .retain(|_, e| !matches!(&e.kind, Kind::LoadShed { process: p, .. } if p == process));
+                return;
+            }
+            Kind::Paused { scope, .. } => (9, scope.to_string()),
+            Kind::Unpaused { scope } => {
+                self.preamble.remove(&(9, scope.to_string()));
+                return;
+            }
             _ => return,
         };
         self.preamble.insert(key, event.clone());

@@ -103,6 +103,11 @@ impl Agent {
         }
     }
 
+    /// The configuration from the next start on.
+    pub fn config(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod build_ebpf;
+mod corpus;
 mod lint;
 mod places;
 mod process;
@@ -35,6 +36,7 @@ enum Task {
     Vm(vm::Args),
     Lint(lint::Args),
     Bench(bench::Args),
+    Corpus(corpus::Args),
     #[command(hide = true)]
     Noise(bench::noise::Args),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::main(&args),
         Task::Lint(args) => lint::main(&args),
         Task::Bench(args) => bench::main(&args),
+        Task::Corpus(args) => corpus::main(&args),
         Task::Noise(args) => bench::noise::main(&args),
     };
     done.unwrap_or_else(|err| {

@@ -152,6 +152,7 @@ fn subject(subject: &Subject) -> String {
         Subject::Heartbeat(name) => format!("heartbeat {name}"),
         Subject::Queue(name) => format!("queue {name}"),
         Subject::Route(name) => format!("route {name}"),
+        Subject::Error(signature) => format!("error {signature}"),
     }
 }
 

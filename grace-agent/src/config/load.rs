@@ -393,6 +393,16 @@ impl Config {
             out.push(&[Step::Key("records"), Step::Key("group")], "must be a group's name or number");
         }
 
+        let feed = |key| [Step::Key("triggers"), Step::Key("error_feed"), Step::Key(key)];
+        out.at_least_one(
+            &feed("count"),
+            self.triggers.error_feed.count,
+            "1 fires at the first error of a kind",
+        );
+        if self.triggers.error_feed.window < Span::secs(1) {
+            out.push(&feed("window"), "must be at least `1s`");
+        }
+
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
         out.0
@@ -456,6 +466,17 @@ impl Process {
                     humantime::format_duration(self.backoff_max.get())
                 ),
             );
+        }
+        for (i, log) in self.logs.iter().enumerate() {
+            if let Err(why) = check_path(log) {
+                out.push(&[Step::Key("logs"), Step::Index(i)], why);
+            }
+        }
+        if let Some(count) = self.error_count {
+            out.at_least_one(&key("error_count"), count, "1 fires at the first error of a kind");
+        }
+        if self.error_window.is_some_and(|window| window < Span::secs(1)) {
+            out.push(&key("error_window"), "must be at least `1s`");
         }
         if self.importance > 100 {
             out.push(&key("importance"), format!("must be from 0 to 100, not {}", self.importance));

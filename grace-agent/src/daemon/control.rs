@@ -32,6 +32,8 @@ use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Take};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
+use crate::sources::journald::Journald;
+use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
 use crate::triggers;
@@ -53,6 +55,8 @@ pub(super) struct Agent {
     pub(super) gpu: Mutex<SourceView>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
+    pub(super) kmsg: Arc<Kmsg>,
+    pub(super) journald: Arc<Journald>,
     pub(super) duties: Duties,
     pub(super) notes: Notes,
     pub(super) firings: broadcast::Sender<FiringView>,
@@ -75,6 +79,9 @@ impl Agent {
                 format!("{specs} declared, by pidfd")
             },
         });
+        out.push(self.executor.followed.health());
+        out.push(self.kmsg.health());
+        out.push(self.journald.health());
         out.push(lock(&self.gpu).clone());
         out.push(self.records.health());
         let psi: Vec<String> = ["cpu", "memory", "io"]
@@ -195,6 +202,9 @@ impl Control for Agent {
         let mut lost: BTreeMap<String, u64> =
             BTreeMap::from([("fanotify".to_owned(), 0), ("inotify".to_owned(), 0)]);
         lost.extend(self.executor.files.lost());
+        lost.extend(self.executor.followed.lost());
+        lost.insert("kmsg".to_owned(), self.kmsg.lost());
+        lost.insert("journald".to_owned(), self.journald.lost());
         lost.insert(records::CLASS.to_owned(), self.records.lost());
         let mut delivered = BTreeMap::from([(records::CLASS.to_owned(), self.records.view().records)]);
         let mut ring = Vec::new();
@@ -454,6 +464,7 @@ impl Control for Agent {
         self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
         self.admit_senders();
         let stopped = self.executor.stop(name);
+        self.executor.followed.forget(name);
         start_process::forget(name, &self.executor.running);
         stopped.map_err(ControlError::Failed)
     }

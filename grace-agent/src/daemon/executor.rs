@@ -17,13 +17,14 @@ use crate::actions::shed_load::{self, Taken};
 use crate::actions::start_process::{self, StartError, Started};
 use crate::actions::stop_process;
 use crate::clock;
-use crate::config::Process;
+use crate::config::{self, Process};
 use crate::error_chain::chain;
 use crate::event::{Event, Exit, Kind, Timestamp};
 use crate::file_state::{FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
+use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
 
 /// What the verbs need.
@@ -32,6 +33,8 @@ pub(super) struct Executor {
     pub(super) journal: Arc<Journal>,
     pub(super) files: Files,
     pub(super) processes: Arc<Processes>,
+    /// Follows what declared processes write.
+    pub(super) followed: Arc<Logs>,
     /// Declared processes by name.
     pub(super) specs: Mutex<BTreeMap<String, Process>>,
     /// Restarts by name, since the agent started.
@@ -206,6 +209,18 @@ impl Executor {
         shed_load::forget(&self.running, name);
         self.send(Kind::LoadGivenBack { process: name.to_owned() });
         Ok(format!("{name} {done}"))
+    }
+
+    /// Looks for errors in what `process` writes from now on: its logs, or its captured output.
+    pub(super) fn follow(&self, process: &Process) {
+        let [stdout, stderr] = start_process::log_files(&self.logs, &process.name);
+        let files = if process.logs.is_empty() {
+            vec![(stdout, Origin::Stdout), (stderr, Origin::Stderr)]
+        } else {
+            process.logs.iter().map(|path| (path.clone(), Origin::Log)).collect()
+        };
+        let window_ms = process.error_window.map(config::Span::as_millis);
+        self.followed.follow(&process.name, &files, Limits { count: process.error_count, window_ms });
     }
 
     /// Watches a process that runs.

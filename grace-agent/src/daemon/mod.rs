@@ -1,7 +1,8 @@
 //! The agent: joins every room. Threads and channels stand here, judgement does not.
 //!
 //! Threads: `grace-ring` reads the probes · `grace-files` looks at files · `grace-processes` waits on pidfds ·
-//! `grace-records` reads what applications say · `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
+//! `grace-records` reads what applications say · `grace-logs`, `grace-kmsg`
+//! and `grace-journald` look for errors · `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
 mod control;
@@ -44,6 +45,9 @@ use crate::snapshots::{Snapshot, Store, StoreError, Take};
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::self_test;
+use crate::sources::journald::Journald;
+use crate::sources::kmsg::Kmsg;
+use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
 use crate::sources::{files, gpu};
@@ -153,16 +157,25 @@ fn serve(
     }
     let records = Records::start(datagrams, Arc::clone(&processes), events.clone())
         .context("cannot start to read records")?;
+    let note = state.path().canonicalize().context("the state folder")?.join("log-places.json");
+    let (followed, logs_thread) = Logs::start(note, events.clone()).context("cannot start to follow logs")?;
+    let feed = &config.triggers.error_feed;
+    let (kmsg, kmsg_thread) =
+        Kmsg::start(feed.kmsg, events.clone()).context("cannot start to follow the kernel's messages")?;
+    let (journald, journald_thread) =
+        Journald::start(feed.journald, events.clone()).context("cannot start to follow the journal")?;
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
         files: files.clone(),
         processes: Arc::clone(&processes),
+        followed: Arc::clone(&followed),
         specs: Mutex::new(BTreeMap::new()),
         starts: Mutex::new(BTreeMap::new()),
         quiet: Mutex::new(None),
         quarantine: state.quarantine(),
-        logs: state.logs(),
+        // By its real name: links on the way to a log are not followed.
+        logs: state.logs().canonicalize().context("the folder of captured output")?,
         running: state.path().join("running"),
         boot_id: boot_id.clone(),
         events: events.clone(),
@@ -197,6 +210,13 @@ fn serve(
         prompt();
         judge.run(&engine_stop);
     })?;
+    executor.send(Kind::ErrorSource {
+        source: "api".to_owned(),
+        process: None,
+        works: true,
+        count: None,
+        window_ms: None,
+    });
     journal.note("start", format!("grace {} started, mode {:?}", env!("CARGO_PKG_VERSION"), config.mode));
     for line in leftovers {
         journal.note("recovery", line);
@@ -247,6 +267,8 @@ fn serve(
         }),
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
+        kmsg: Arc::clone(&kmsg),
+        journald: Arc::clone(&journald),
         duties,
         notes,
         firings: firings.clone(),
@@ -263,6 +285,16 @@ fn serve(
     let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
+    followed.stop();
+    kmsg.stop();
+    journald.stop();
+    // They tell what they have read, so while the engine still listens.
+    let followers = [Some(logs_thread), kmsg_thread, journald_thread];
+    for thread in followers.into_iter().flatten() {
+        if thread.join().is_err() {
+            tracing::error!("a thread that follows logs panicked");
+        }
+    }
     stop.store(true, Ordering::Release);
     files.stop();
     agent.records.stop();
@@ -369,6 +401,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for name in gone {
         // Not owned any more is not the same as not wanted any more: it runs on.
         lock(&executor.specs).remove(&name);
+        executor.followed.forget(&name);
         start_process::forget(&name, &executor.running);
         executor.send(Kind::ProcessForgotten { name });
     }
@@ -514,6 +547,7 @@ fn declare(executor: &Executor, process: Process) {
     let name = process.name.clone();
     let (policy, importance) = (process.restart_policy(), process.importance);
     let heartbeat_ms = process.heartbeat.map(config::Span::as_millis);
+    executor.follow(&process);
     let expects = Kind::ProcessExpects { name: name.clone(), heartbeat_ms };
     if let Some(old) = lock(&executor.specs).insert(name.clone(), process) {
         executor.send(Kind::ProcessDeclared {

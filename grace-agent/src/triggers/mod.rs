@@ -2,6 +2,7 @@
 //! network, and names actions without performing them.
 
 pub mod config_drift;
+pub mod error_feed;
 pub mod health_gap;
 pub mod latency_spike;
 pub mod model_integrity;
@@ -107,6 +108,7 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
         Box::new(model_integrity::ModelIntegrity::new(set.model_integrity.clone())),
         Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
         Box::new(latency_spike::LatencySpike::new(set.latency_spike.clone())),
+        Box::new(error_feed::ErrorFeed::new(set.error_feed.clone())),
     ]
 }
 
@@ -119,5 +121,6 @@ pub fn specs() -> Vec<&'static Spec> {
         &model_integrity::SPEC,
         &resource_pressure::SPEC,
         &latency_spike::SPEC,
+        &error_feed::SPEC,
     ]
 }
