@@ -347,3 +347,45 @@ fn start(program: &Path) -> io::Result<Child> {
     }
     command.spawn()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_put_together_by_unit_and_process() {
+        let (out, told) = std::sync::mpsc::sync_channel(64);
+        let (journald, _) = Journald::start(false, out.clone()).unwrap();
+        let mut follower = Follower::new(out);
+        let at = Timestamp(5_000_000_000);
+        let mut say = |pid: u32, transport: &str, message: serde_json::Value| {
+            let entry = serde_json::json!({
+                "MESSAGE": message, "_PID": pid.to_string(), "_SYSTEMD_UNIT": "app.service", "_TRANSPORT": transport,
+            });
+            follower.entry(entry.to_string().as_bytes(), at, &journald);
+        };
+        // Two processes of a unit at once; the second one's lines come as bytes.
+        for (pid, bytes) in [(7, false), (8, true)] {
+            say(pid, "stdout", "Traceback (most recent call last):".into());
+            let line = "  File \"/srv/app.py\", line 3, in serve";
+            say(pid, "stdout", if bytes { line.as_bytes().into() } else { line.into() });
+        }
+        for pid in [7, 8] {
+            say(pid, "stdout", format!("ValueError: bad {pid}").into());
+        }
+        // The kernel's messages are told by another source, and null is what is too large.
+        say(0, "kernel", "a[1]: segfault at 0 ip 1 sp 2 error 4 in a[0+1]".into());
+        say(7, "stdout", serde_json::Value::Null);
+        follower.entry(b"{\"MESSAGE\": \"cut", at, &journald);
+        follower.rest(at.after(Duration::from_secs(5)), false, &journald);
+
+        let told: Vec<Kind> = told.try_iter().map(|event| event.kind).collect();
+        let [Kind::Lost { total: 1, .. }, Kind::ErrorSeen { kind, frames, process, count: 2, .. }] =
+            &told[..]
+        else {
+            panic!("{told:#?}");
+        };
+        assert_eq!((kind.as_str(), frames.len()), ("ValueError", 1));
+        assert_eq!(process.as_deref(), Some("app.service"));
+    }
+}
