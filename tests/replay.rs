@@ -1,7 +1,8 @@
 //! Recorded streams of real faults, judged again: the firings and decisions that they must give.
 //!
-//! `replay/*.jsonl` were recorded by an agent on a real host (`state-dir/events/`); the snapshots beside them say what
-//! the engine makes of each. A change of judgement shows as a difference there, to be looked at and accepted.
+//! `replay/*.jsonl` were recorded by an agent on a real host (`state-dir/events/`), but for those of hours of heartbeats and
+//! latencies, which were written down as an agent would; the snapshots beside them say what the engine makes of each. A
+//! change of judgement shows as a difference there, to be looked at and accepted.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -55,7 +56,21 @@ fn story(replayed: &Replayed) -> String {
 
 #[test]
 fn recordings_give_the_firings_that_they_gave() {
-    for name in ["drift_restored", "fight", "observed", "killed", "crash_loop"] {
+    for name in [
+        "drift_restored",
+        "fight",
+        "observed",
+        "killed",
+        "crash_loop",
+        "silent_restarted",
+        "silent_budget",
+        "heartbeats_slept",
+        "stuck",
+        "saturated",
+        "backlog",
+        "queue_spike",
+        "route_spike",
+    ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);
         assert_eq!(replay(&config, &events), replayed, "{name}: not twice the same");
