@@ -80,7 +80,7 @@ fn errors_that_keep_coming_back_become_a_task() {
     for socket in [agent.socket(), agent.path("none")] {
         let tmp = tempfile::tempdir().unwrap();
         let out = inject(&socket, tmp.path(), &["error_feed", "--json"]).output().unwrap();
-        told(&out, &["agent", "process", "fault", "firing", "repaired", "cleared", "verified"]);
+        told(&out, &["agent", "process", "fault", "firing", "filed", "cleared", "verified"]);
         let steps = steps(&out);
         let text = |i: usize| steps[i]["text"].as_str().unwrap().to_owned();
         assert!(text(4).contains("file_task") && text(5).contains("did not come back for 2s"), "{out:?}");

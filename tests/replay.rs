@@ -1,7 +1,8 @@
 //! Recorded streams of real faults, judged again: the firings and decisions that they must give.
 //!
-//! `replay/*.jsonl` were recorded by an agent on a real host (`state-dir/events/`); the snapshots beside them say what
-//! the engine makes of each. A change of judgement shows as a difference there, to be looked at and accepted.
+//! `replay/*.jsonl` were recorded by an agent on a real host (`state-dir/events/`), but for those of hours of heartbeats and
+//! latencies, which were written down as an agent would; the snapshots beside them say what the engine makes of each. A
+//! change of judgement shows as a difference there, to be looked at and accepted.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -64,6 +65,14 @@ fn recordings_give_the_firings_that_they_gave() {
         "error_repeated",
         "error_too_few",
         "error_over",
+        "silent_restarted",
+        "silent_budget",
+        "heartbeats_slept",
+        "stuck",
+        "saturated",
+        "backlog",
+        "queue_spike",
+        "route_spike",
     ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);

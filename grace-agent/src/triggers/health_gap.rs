@@ -198,10 +198,9 @@ impl HealthGap {
 
     /// The declared process that `name` begins with: `worker` for `worker.jobs`.
     fn owner_by_name(&self, name: &str) -> Option<&str> {
-        name.match_indices('.')
-            .filter_map(|(dot, _)| self.processes.get_key_value(name.get(..dot)?))
+        name.rmatch_indices('.')
+            .find_map(|(dot, _)| self.processes.get_key_value(name.get(..dot)?))
             .map(|(owner, _)| owner.as_str())
-            .next_back()
     }
 
     /// Says what is missing now, of what does not belong to the few processes.

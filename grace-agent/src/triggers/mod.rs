@@ -86,7 +86,8 @@ pub(crate) fn unusable(spec: &Spec, why: &str, now: Timestamp) -> Verdict {
 /// `seconds` as a duration, whatever number it is.
 pub(crate) fn seconds(seconds: f64) -> Duration {
     const YEARS: f64 = 1e9;
-    if seconds.is_nan() { Duration::ZERO } else { Duration::from_secs_f64(seconds.clamp(0.0, YEARS)) }
+    let seconds = if seconds.is_nan() { 0.0 } else { seconds };
+    Duration::from_secs_f64(seconds.clamp(0.0, YEARS))
 }
 
 /// A duration as people read it: whole seconds, where it is longer than ten.
