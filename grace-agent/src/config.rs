@@ -47,6 +47,10 @@ pub struct Config {
     pub record: Record,
     /// The kernel side.
     pub probes: Probes,
+    /// Source trees of services on this host.
+    pub repo: Vec<Repo>,
+    /// The scan for syntax errors.
+    pub scan: Scan,
 }
 
 /// A process that Grace starts and supervises.
@@ -269,6 +273,43 @@ impl Default for Probes {
             slow_at_least: Span::millis(10),
             slow_rate: 100,
         }
+    }
+}
+
+/// A source tree of a service on this host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Repo {
+    /// Absolute path of its top folder.
+    #[schemars(example = &"/srv/app")]
+    pub path: PathBuf,
+    /// Files whose changes matter most, as globs below the top folder.
+    #[serde(default)]
+    pub critical: Vec<String>,
+}
+
+/// The scan for syntax errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scan {
+    /// Scan when the agent starts, in the background. Default true.
+    pub at_start: bool,
+    /// Folders and files to scan at start. Default: the `[[repo]]` paths.
+    pub paths: Vec<PathBuf>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { at_start: true, paths: Vec::new() }
+    }
+}
+
+impl Config {
+    /// What is scanned for syntax errors at start.
+    #[must_use]
+    pub fn scan_paths(&self) -> Vec<PathBuf> {
+        let repos = || self.repo.iter().map(|repo| repo.path.clone()).collect();
+        if self.scan.paths.is_empty() { repos() } else { self.scan.paths.clone() }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Firing, FiringId, RungState, State, Subject, Verdict};
 use crate::incident::Incident;
 use crate::policy::{Held, Policy};
+use crate::syntax_rule::{self, SyntaxRule};
 use crate::triggers::{self, Spec, Trigger};
 
 /// Losses of events within this time before a firing are a gap in its evidence.
@@ -37,6 +38,12 @@ pub enum Effect {
     },
     /// Do it.
     Run(Order),
+}
+
+/// Everything that can fire: the triggers, and the engine's own rule for what a scan finds.
+#[must_use]
+pub fn specs() -> Vec<&'static Spec> {
+    triggers::specs().into_iter().chain([&syntax_rule::SPEC]).collect()
 }
 
 /// A trigger and its state of service.
@@ -79,7 +86,13 @@ impl Engine {
     /// An engine with these triggers.
     #[must_use]
     pub fn with_triggers(config: &Config, triggers: Vec<Box<dyn Trigger>>) -> Self {
-        let judges = triggers.into_iter().map(|t| Judge { spec: t.spec(), trigger: Some(t) }).collect();
+        // The engine's own rule comes with every set of triggers.
+        let own: Box<dyn Trigger> = Box::new(SyntaxRule::default());
+        let judges = triggers
+            .into_iter()
+            .chain([own])
+            .map(|t| Judge { spec: t.spec(), trigger: Some(t) })
+            .collect();
         Self {
             judges,
             open: BTreeMap::new(),
@@ -177,7 +190,7 @@ impl Engine {
                     }
                     None => {
                         let id = self.take_id();
-                        self.open.entry(key).or_insert(Incident::open(id, spec.name, *finding, now, gaps))
+                        self.open.entry(key).or_insert(Incident::open(id, (spec.name, spec.route), *finding, now, gaps))
                     }
                 };
                 out.push(Effect::Firing(incident.firing.clone()));
@@ -193,7 +206,7 @@ impl Engine {
             }
             Verdict::Happened(finding) => {
                 let gaps = self.gaps(spec, now);
-                let mut firing = Incident::open(self.take_id(), spec.name, *finding, now, gaps).firing;
+                let mut firing = Incident::open(self.take_id(), (spec.name, spec.route), *finding, now, gaps).firing;
                 firing.state = State::Happened;
                 out.push(Effect::Firing(firing));
             }
@@ -307,6 +320,9 @@ fn run(
     let state = if admitted.is_ok() { RungState::Running } else { RungState::Held };
     incident.show(rung, state, admitted.as_ref().err().cloned());
     if admitted.is_ok() {
+        if matches!(action, Action::FileTask { .. }) {
+            incident.escalate(now);
+        }
         incident.running = Some(rung);
         out.push(Effect::Run(Order {
             firing: Some(incident.firing.id),

@@ -167,6 +167,28 @@ pub enum Kind {
     },
     /// An order was carried out, or was not.
     Outcome(Outcome),
+    /// A source file does not parse, or does (again) where there are no errors.
+    SyntaxSeen {
+        /// Absolute path.
+        path: PathBuf,
+        /// Its language.
+        language: String,
+        /// The first errors, in the order of the file.
+        errors: Vec<SyntaxError>,
+    },
+}
+
+/// A place where a source does not parse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SyntaxError {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+    /// The line itself, capped around the column. Hostile text.
+    pub text: String,
+    /// What was expected, or what does not fit: a parser's words, which may quote the source. Hostile text.
+    pub problem: String,
 }
 
 /// How a change was noticed.

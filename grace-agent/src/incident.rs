@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::action::Action;
 use crate::event::Timestamp;
-use crate::firing::{Finding, Firing, FiringId, Rung, RungState, State};
+use crate::firing::{Finding, Firing, FiringId, Route, Rung, RungState, State};
 
 /// A rung that failed is tried again after these delays before the next rung takes over: a full disk or a lost race
 /// may pass.
@@ -42,12 +42,20 @@ pub struct Incident {
     failures: usize,
     /// Seen to have cleared while a rung ran: the firing is closed when its outcome is known.
     pub clearing: Option<(Timestamp, String)>,
+    /// Where its trigger sends what it finds.
+    by_trigger: Route,
 }
 
 impl Incident {
     /// A new firing at `at`.
     #[must_use]
-    pub fn open(id: FiringId, trigger: &str, finding: Finding, at: Timestamp, evidence_gaps: bool) -> Self {
+    pub fn open(
+        id: FiringId,
+        (trigger, route): (&str, Route),
+        finding: Finding,
+        at: Timestamp,
+        evidence_gaps: bool,
+    ) -> Self {
         let firing = Firing {
             id,
             trigger: trigger.to_owned(),
@@ -68,6 +76,8 @@ impl Incident {
             evidence: Vec::new(),
             count: 0,
             remedy: Vec::new(),
+            route,
+            escalated: None,
         };
         let mut incident = Self {
             firing,
@@ -79,6 +89,7 @@ impl Incident {
             shows_old: false,
             failures: 0,
             clearing: None,
+            by_trigger: route,
         };
         incident.renew(finding, at);
         incident
@@ -98,6 +109,9 @@ impl Incident {
         firing.evidence = finding.evidence;
         let due = at.after(finding.delay);
         self.actions = finding.remedy;
+        if firing.escalated.is_none() {
+            firing.route = self.by_trigger.of(&self.actions);
+        }
         self.hold = finding.hold;
         if self.running.is_some() {
             self.replan = Some(due);
@@ -136,6 +150,14 @@ impl Incident {
         }
         if let Some(shown) = self.firing.remedy.get_mut(rung) {
             (shown.state, shown.why, shown.took_us) = (state, why, None);
+        }
+    }
+
+    /// A coding agent is asked at `at`, for the first time.
+    pub fn escalate(&mut self, at: Timestamp) {
+        if self.firing.route == Route::SelfHealing {
+            self.firing.route = Route::CodingAgent;
+            self.firing.escalated = Some(at);
         }
     }
 

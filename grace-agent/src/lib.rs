@@ -25,4 +25,6 @@ pub mod sha256;
 pub mod snapshots;
 pub mod sources;
 pub mod state_dir;
+pub mod syntax;
+pub mod syntax_rule;
 pub mod triggers;

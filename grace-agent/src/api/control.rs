@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
+use crate::firing::Route;
 
 /// Which firings to list.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +22,8 @@ pub struct FiringsQuery {
     pub trigger: Option<String>,
     /// At most so many, the newest. Default 1000.
     pub limit: Option<usize>,
+    /// Only those that are to be mended by this one now.
+    pub route: Option<Route>,
 }
 
 /// Who asks, from SO_PEERCRED.
@@ -80,4 +83,8 @@ pub trait Control: Send + Sync + 'static {
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
     /// The configuration in force.
     fn config(&self) -> Config;
+    /// Makes every trigger's sources look once, and returns what holds now or fired meanwhile, by route.
+    fn scan(&self, peer: Peer) -> Result<ScanView, ControlError>;
+    /// The scan at start, as far as it is.
+    fn scanned(&self) -> ScanView;
 }

@@ -39,6 +39,7 @@ use super::control::{Control, ControlError, FiringsQuery, Peer};
 use super::view::FiringView;
 use crate::config::Process;
 use crate::file_state::ContentKind;
+use crate::firing::Route;
 
 /// Connections served at the same time; one more waits until another ends.
 const MAX_CONNECTIONS: usize = 128;
@@ -252,6 +253,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/processes/{name}", delete(remove_process))
         .route("/v1/tasks", get(tasks))
         .route("/v1/config", get(config))
+        .route("/v1/scan", get(scanned).post(scan))
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
@@ -295,6 +297,7 @@ struct FiringsParams {
     since_s: Option<u64>,
     trigger: Option<String>,
     limit: Option<usize>,
+    route: Option<Route>,
 }
 
 async fn firings(
@@ -302,7 +305,12 @@ async fn firings(
     params: Result<Query<FiringsParams>, QueryRejection>,
 ) -> Answer {
     let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
-    let query = FiringsQuery { since_s: params.since_s, trigger: params.trigger, limit: params.limit };
+    let query = FiringsQuery {
+        since_s: params.since_s,
+        trigger: params.trigger,
+        limit: params.limit,
+        route: params.route,
+    };
     shared.ask(move |control| control.firings(&query)).await
 }
 
@@ -416,6 +424,14 @@ async fn tasks(State(shared): State<Shared>) -> Answer {
 
 async fn config(State(shared): State<Shared>) -> Answer {
     shared.ask(|control| Ok(control.config())).await
+}
+
+async fn scan(State(shared): State<Shared>, Extension(peer): Extension<Peer>) -> Answer {
+    shared.ask(move |control| control.scan(peer)).await
+}
+
+async fn scanned(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| Ok(control.scanned())).await
 }
 
 type Answer = Result<Response, Failure>;

@@ -36,6 +36,8 @@ impl Explain {
                 out.line(&format!("  {name:<10} {}", escape(text)))?;
             }
             out.line(&format!("  {:<10} {}", "since", firing.since))?;
+            let since = firing.escalated.as_ref().map(|at| format!(" since {at}")).unwrap_or_default();
+            out.line(&format!("  {:<10} {}{since}", "route", firing.route.name()))?;
             if let (Some(at), Some(how)) = (&firing.cleared, &firing.cleared_by) {
                 out.line(&format!("  {:<10} {at}: {}", "cleared", escape(how)))?;
             }
@@ -104,8 +106,12 @@ impl Triggers {
                 out.json(trigger)?;
             } else {
                 out.line(&format!(
-                    "{:<14} {} ({} watched, {} firing)",
-                    trigger.name, trigger.summary, trigger.subjects, trigger.holds
+                    "{:<22} {} {} ({} watched, {} firing)",
+                    trigger.name,
+                    paint(&format!("{:<12}", trigger.route.name()), "2", out.color),
+                    trigger.summary,
+                    trigger.subjects,
+                    trigger.holds
                 ))?;
             }
         }

@@ -13,10 +13,12 @@ pub mod inject;
 pub mod manual;
 pub mod replay;
 pub mod run;
+pub mod scan;
 pub mod schema;
 pub mod show;
 pub mod snapshots;
 pub mod status;
+mod syntax_worker;
 pub mod tasks;
 pub mod unpin;
 
@@ -127,6 +129,11 @@ enum Command {
     /// What the agent starts to test its probes
     #[command(hide = true)]
     Canary,
+    /// Everything once: the triggers, and a syntax check of source trees (exit 1: something found)
+    Scan(scan::Scan),
+    /// What a scan starts to parse in
+    #[command(hide = true)]
+    SyntaxWorker,
 }
 
 /// The program. `agent` runs the agent; it is handed in because the command line knows no room but the socket's.
@@ -156,6 +163,8 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary => canary::go(),
+        Command::Scan(command) => command.go(global, &mut out),
+        Command::SyntaxWorker => syntax_worker::go(),
     };
     match out.finish(result) {
         Ok(code) => ExitCode::from(code),

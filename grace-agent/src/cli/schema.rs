@@ -7,7 +7,7 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -20,7 +20,7 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] =
-    &["answer", "config", "doctor", "explain", "firing", "snapshot", "status", "task", "trigger", "verify"];
+    &["answer", "config", "doctor", "explain", "firing", "scan", "snapshot", "status", "task", "trigger", "verify"];
 
 impl Schema {
     pub(super) fn go(self, _global: &Global, out: &mut Out) -> Answer {
@@ -36,6 +36,7 @@ impl Schema {
             "doctor" => schema_for!(Report),
             "explain" => schema_for!(ExplainView),
             "firing" => schema_for!(FiringView),
+            "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
             "task" => schema_for!(TaskView),

@@ -4,6 +4,7 @@
 //! `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
+mod boot_scan;
 mod control;
 mod executor;
 mod gate;
@@ -33,6 +34,7 @@ use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind};
 use crate::file_state::ContentKind;
+use crate::firing::State;
 use crate::host;
 use crate::journal::Journal;
 use crate::prompt::prompt;
@@ -45,6 +47,7 @@ use crate::sources::ebpf::self_test;
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
+use boot_scan::BootScan;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -206,6 +209,8 @@ fn serve(
     };
     let upkeep_thread =
         std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;
+    let scan_settings = config.clone();
+    let boot_scan = Arc::new(BootScan::new(Arc::clone(&executor), state.path(), &config, Arc::clone(&stop)));
     let probes_at_end = probes.clone();
     let agent = Arc::new(Agent {
         since,
@@ -228,10 +233,19 @@ fn serve(
         config: Mutex::new(config),
         config_view: Mutex::new(ConfigView { file: config_file, refused: None }),
         cost,
+        boot_scan: Arc::clone(&boot_scan),
     });
     let inventory = Arc::clone(&agent);
     runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
+    let (quiet, color) = (options.quiet, options.color);
+    let scanning = std::thread::Builder::new().name("grace-scan".into()).spawn(move || {
+        boot_scan.run(&scan_settings, |view| {
+            if !quiet {
+                print(&show::scan_picture(view, color));
+            }
+        });
+    })?;
 
     let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
 
@@ -245,6 +259,7 @@ fn serve(
         }
     }
     upkeep_thread.thread().unpark();
+    scanning.thread().unpark();
     // A stopped agent leaves nothing in the kernel. One that is stopped to be started again leaves its probes.
     if !again && let Some(Err(err)) = probes_at_end.map(|probes| probes.unpin()) {
         tracing::error!(%err, "the probes' pins cannot be taken away: they run on");
@@ -296,6 +311,8 @@ async fn until_told(
             _ = usr1.recv() => { again = true; break; }
             _ = hup.recv() => reload(options, agent, reloaded),
             firing = follow.recv() => match firing {
+                // The scan's own picture tells what it found.
+                Ok(firing) if firing.trigger == "syntax" && firing.state == State::Holds => {}
                 Ok(firing) if !options.quiet && show::worth_a_line(&firing) => print(&format!("{}\n", show::firing_line(&firing, options.color))),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(n)) if !options.quiet => {

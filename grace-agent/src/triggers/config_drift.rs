@@ -13,7 +13,7 @@ use crate::action::Action;
 use crate::config;
 use crate::event::{Actor, Event, Kind, Timestamp, Via};
 use crate::file_state::{Digest, FileState, KnownGood};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
@@ -30,6 +30,7 @@ pub static SPEC: Spec = Spec {
     remedy: "restore the snapshot → after 3 returns: stop, file a task",
     needs: "fanotify (root) and the file_dirty probe; without them inotify and a sweep, which do not say who wrote",
     evidence: &["file", "fanotify", "inotify"],
+    route: Route::SelfHealing,
 };
 
 /// The trigger.

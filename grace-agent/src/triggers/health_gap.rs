@@ -14,7 +14,7 @@ use super::{Spec, Trigger, who};
 use crate::action::Action;
 use crate::config;
 use crate::event::{Doing, Event, Exit, Kind, Restart, RestartPolicy, Timestamp};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
@@ -33,6 +33,7 @@ pub static SPEC: Spec = Spec {
     needs: "pidfd; the task_exit and signal probes (root) for exit codes of adopted processes and for who sent a signal; \
             fork and exec for descendants; syscall_count for spinning; syscall_latency for slow calls",
     evidence: &["exit", "process"],
+    route: Route::SelfHealing,
 };
 
 /// The trigger.

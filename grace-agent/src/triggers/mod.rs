@@ -6,7 +6,7 @@ pub mod health_gap;
 
 use crate::config;
 use crate::event::{Actor, Event, Inferred, Timestamp};
-use crate::firing::Verdict;
+use crate::firing::{Route, Verdict};
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
 /// and the README's table.
@@ -26,6 +26,8 @@ pub struct Spec {
     pub needs: &'static str,
     /// The classes of events (names of `Lost`) whose loss is a gap in this trigger's evidence.
     pub evidence: &'static [&'static str],
+    /// Who is to mend what it finds, as long as nothing else is known.
+    pub route: Route,
 }
 
 /// A judge.
