@@ -11,7 +11,7 @@ use crate::api::view::{
     FiringView, Health, ProbeView, ProcessView, ScanItem, ScanState, ScanSummary, ScanView, StatusView, SyntaxView,
 };
 use crate::config::Mode;
-use crate::firing::{Route, Rung, RungState, State, Subject};
+use crate::firing::{Rung, RungState, State, Subject};
 
 /// stdout, buffered and locked; a closed one ends the program quietly.
 pub struct Out {

@@ -27,8 +27,8 @@ const MAX_FIRINGS: usize = 200;
 /// Between two firings: each files a task with a commit of its own, and repairs use the same disk.
 const PACE: Duration = Duration::from_millis(20);
 
-/// What tells that a file has changed: inode, size, change time.
-type Stamp = (u64, u64, i64, i64);
+/// What tells that a file has changed: inode, size, change time in nanoseconds.
+type Stamp = (u64, u64, i64);
 
 /// A file that did not parse.
 struct Wrong {
@@ -271,7 +271,7 @@ fn seen(path: &Path, language: &str, errors: Vec<SyntaxError>) -> Kind {
 fn wrong(broken: Broken) -> (PathBuf, Wrong) {
     let path = told_path(&broken.path);
     let wrong = Wrong {
-        stamp: stamp(&broken.path),
+        stamp: broken.stamp,
         language: broken.language.name().to_owned(),
         errors: broken.errors,
         told: false,
@@ -281,5 +281,5 @@ fn wrong(broken: Broken) -> (PathBuf, Wrong) {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+    Some((meta.ino(), meta.size(), meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec())))
 }

@@ -100,7 +100,7 @@ pub fn check(language: Language, name: &str, bytes: &[u8]) -> Checked {
             if is_template(source.text) {
                 return Checked::Skipped(Skip::Template);
             }
-            clike::errors(language, &source)
+            clike::errors(language, name, &source)
         }
         _ if language == Language::JavaScript && is_minified(source.text) => Err(Skip::Minified),
         _ => errors_of_code(language, name, &source),

@@ -10,8 +10,15 @@ use super::grammar;
 use super::language::Language;
 use crate::event::SyntaxError;
 
+/// Texts larger than this are only read for brackets, in bytes.
+const MAX_TREE: usize = 256 << 10;
+
 /// The errors that are sure.
-pub(super) fn errors(language: Language, source: &Source<'_>) -> Result<Vec<SyntaxError>, Skip> {
+pub(super) fn errors(
+    language: Language,
+    name: &str,
+    source: &Source<'_>,
+) -> Result<Vec<SyntaxError>, Skip> {
     let mut reader = Reader { text: source.text.as_bytes(), at: 0, raw_strings: language == Language::Cpp };
     match reader.unpaired() {
         Reading::Paired => {}
@@ -20,6 +27,10 @@ pub(super) fn errors(language: Language, source: &Source<'_>) -> Result<Vec<Synt
             let sure = !has_bracket_macros(source.text);
             return Ok(if sure { vec![source.error(at, problem)] } else { Vec::new() });
         }
+    }
+    // Headers are declarations and macros: there is hardly a statement in them, and trees of them are costly.
+    if source.text.len() > MAX_TREE || name.ends_with(".h") || name.ends_with(".hpp") || name.ends_with(".hh") {
+        return Ok(Vec::new());
     }
     let tree = grammar::tree(language, source.text)?;
     let marks = grammar::marks(&tree);
@@ -197,19 +208,21 @@ impl Reader<'_> {
     fn directive(&mut self, open: &mut Vec<Open>, branches: &mut Vec<Branches>) -> bool {
         let begins = self.at;
         self.skip_line();
-        let line = self.text.get(begins + 1..self.at).unwrap_or_default();
+        let first_line = self.at;
+        // A comment that begins on the directive's line goes on where it likes, and the directive behind it.
+        let mut from = begins;
+        while let Some(comment) = find(self.text, from, b"/*").filter(|at| *at < self.at) {
+            let Some(end) = find(self.text, comment + 2, b"*/") else { return false };
+            from = end + 2;
+            if from > self.at {
+                self.at = from;
+                self.skip_line();
+            }
+        }
+        let line = self.text.get(begins + 1..first_line).unwrap_or_default();
         let line = line.trim_ascii_start();
         let name: &[u8] = line.split(|b| !b.is_ascii_alphabetic()).next().unwrap_or_default();
         let rest = line.get(name.len()..).unwrap_or_default().trim_ascii();
-        // A comment that begins on the directive's line goes on where it likes.
-        if let Some(comment) = find(self.text, begins, b"/*").filter(|at| *at < self.at)
-            && find(self.text, comment + 2, b"*/").is_none_or(|end| end >= self.at)
-        {
-            match find(self.text, comment + 2, b"*/") {
-                Some(end) => self.at = end + 2,
-                None => return false,
-            }
-        }
         match name {
             b"if" if rest == b"0" || rest.starts_with(b"0 ") || rest.starts_with(b"0/") => {
                 // No code: up to its #else or #endif.
@@ -323,7 +336,15 @@ fn same(a: &[Open], b: &[Open]) -> bool {
 }
 
 fn find(text: &[u8], from: usize, what: &[u8]) -> Option<usize> {
-    text.get(from..)?.windows(what.len()).position(|window| window == what).map(|at| from + at)
+    let (first, rest) = what.split_first()?;
+    let mut at = from;
+    loop {
+        at += text.get(at..)?.iter().position(|b| b == first)?;
+        if text.get(at + 1..)?.starts_with(rest) {
+            return Some(at);
+        }
+        at += 1;
+    }
 }
 
 fn line_of(text: &[u8], at: usize) -> usize {

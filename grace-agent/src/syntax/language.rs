@@ -165,6 +165,8 @@ pub(super) fn is_made_by_tools(
         | b"dist-packages" | b".git" | b".hg" | b".svn" | b".jj" | b".venv" | b".tox" | b".nox"
         | b".mypy_cache" | b".ruff_cache" | b".pytest_cache" | b".eggs" | b".terraform" | b".gradle"
         | b".next" | b".nuxt" | b".yarn" | b".cache" => true,
+        // Not made by tools, but what Go's leave alone: often wrong on purpose.
+        b"testdata" => true,
         b"venv" | b"env" | b"virtualenv" => inside("pyvenv.cfg"),
         b"target" => beside("Cargo.toml") || inside("CACHEDIR.TAG"),
         b"vendor" => inside("modules.txt") || inside("autoload.php") || inside("bundle"),

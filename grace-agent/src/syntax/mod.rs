@@ -43,6 +43,7 @@ pub const RULES: u32 = 1;
 
 /// The parsers and their versions.
 pub const PARSERS: &[(&str, &str)] = &[
+    ("brush-parser", "0.4.0"),
     ("oxc_parser", "0.146.0"),
     ("rustpython-ruff_python_parser", "0.15.8"),
     ("saphyr-parser", "0.3.4"),

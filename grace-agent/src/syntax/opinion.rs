@@ -17,6 +17,7 @@ pub(super) fn errors(language: Language, name: &str, source: &Source<'_>) -> Opt
         Language::JavaScript | Language::TypeScript | Language::Tsx => {
             Some(javascript(language, name, source))
         }
+        Language::Shell => Some(shell(source)),
         _ => None,
     }
 }
@@ -92,4 +93,24 @@ fn javascript(language: Language, name: &str, source: &Source<'_>) -> Vec<Syntax
         first.get_or_insert(told);
     }
     first.unwrap_or_default()
+}
+
+fn shell(source: &Source<'_>) -> Vec<SyntaxError> {
+    use brush_parser::{ParseError, Parser, ParserOptions};
+    let parsed = Parser::new(source.text.as_bytes(), &ParserOptions::default()).parse_program();
+    let Err(err) = parsed else { return Vec::new() };
+    vec![match err {
+        ParseError::ParsingNear(at) => {
+            let word = source.text.lines().nth(at.line.saturating_sub(1)).unwrap_or_default();
+            let word: String = word.chars().skip(at.column.saturating_sub(1)).take(24).collect();
+            source.error_at(at.line, at.column, format!("`{}` does not fit here", word.trim()))
+        }
+        ParseError::ParsingAtEndOfInput => {
+            source.error(source.text.len(), "ends within a command: something is never closed")
+        }
+        ParseError::Tokenizing { inner, position } => match position {
+            Some(at) => source.error_at(at.line, at.column, inner.to_string()),
+            None => source.error(source.text.len(), inner.to_string()),
+        },
+    }]
 }

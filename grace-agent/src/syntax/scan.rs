@@ -91,6 +91,8 @@ pub struct Broken {
     pub language: Language,
     /// The first errors.
     pub errors: Vec<SyntaxError>,
+    /// What the file was when it was read: inode, size in bytes, change time in nanoseconds since the epoch.
+    pub stamp: Option<(u64, u64, i64)>,
 }
 
 /// What a scan found.
@@ -215,7 +217,8 @@ pub fn scan(
         };
         out.counts.parsed += u64::from(count(&mut out.counts, language, judged));
         if let (Checked::Broken(errors), Some(language)) = (&checked, Language::from_number(language)) {
-            out.broken.push(Broken { path: path.clone(), language, errors: errors.clone() });
+            let stamp = key.map(|key| (key.ino, key.size, key.ctime_ns));
+            out.broken.push(Broken { path: path.clone(), language, errors: errors.clone(), stamp });
         }
         if let Checked::Skipped(Skip::Unreadable) = checked {
             out.counts.unreadable += 1;
@@ -349,7 +352,8 @@ impl Visit<'_> {
             {
                 self.counters.found.fetch_add(1, Ordering::Relaxed);
                 let path = entry.path().to_owned();
-                self.tally.broken.push(Broken { path, language, errors: errors.clone() });
+                let stamp = Some((key.ino, key.size, key.ctime_ns));
+                self.tally.broken.push(Broken { path, language, errors: errors.clone(), stamp });
             }
             self.tally.met.push((entry_known.language, judged));
             return;

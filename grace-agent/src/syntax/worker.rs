@@ -115,7 +115,8 @@ pub fn serve() -> io::Result<()> {
 
 fn answer_all() -> io::Result<()> {
     let mut input = io::stdin().lock();
-    let mut output = io::stdout().lock();
+    // The descriptor itself: the command line holds the lock on stdout, in another thread.
+    let mut output = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut bytes = Vec::new();
     loop {
         let mut head = [0; 3];
