@@ -6,9 +6,11 @@ use std::time::Duration;
 use grace_agent::action::{Action, Outcome};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
-use grace_agent::event::{Actor, Event, Exit, Kind, Restart, RestartPolicy, Timestamp, Via};
+use grace_agent::event::{
+    Actor, Event, Exit, Kind, Restart, RestartPolicy, SyntaxError, Timestamp, Via,
+};
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
-use grace_agent::firing::State;
+use grace_agent::firing::{Route, State};
 use grace_agent::replay::replay;
 use proptest::prelude::*;
 
@@ -76,6 +78,15 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => process.prop_map(|name| Kind::ProcessForgotten { name }),
         1 => (0..9u64).prop_map(|total| Kind::Lost { class: "file".into(), total }),
         2 => Just(Kind::Tick),
+        1 => (0..FILES.len(), 0..3u32).prop_map(|(i, line)| Kind::SyntaxSeen {
+            path: PathBuf::from(FILES[i]),
+            language: "python".into(),
+            // Line 0: it parses.
+            errors: (line > 0)
+                .then(|| SyntaxError { line, column: 1, text: "x".into(), problem: "y".into() })
+                .into_iter()
+                .collect(),
+        }),
     ]
 }
 
@@ -269,6 +280,7 @@ fn a_panicking_trigger_is_disabled_alone() {
         remedy: "",
         needs: "",
         evidence: &[],
+        route: grace_agent::firing::Route::SelfHealing,
     };
     impl grace_agent::triggers::Trigger for Bad {
         fn spec(&self) -> &'static grace_agent::triggers::Spec {
@@ -301,7 +313,7 @@ fn a_panicking_trigger_is_disabled_alone() {
     assert!(fired.contains(&("bad", State::Happened)), "{fired:?}");
     assert!(fired.contains(&("config_drift", State::Holds)), "{fired:?}");
     let works: Vec<bool> = engine.duties().iter().map(|d| d.works).collect();
-    assert_eq!(works, [false, true, true]);
+    assert_eq!(works, [false, true, true, true]);
 }
 
 /// A disk that was full for an hour does not leave a file broken for good.
@@ -340,4 +352,42 @@ fn a_restore_that_failed_is_tried_again_later() {
     // Twenty minutes: at once with three retries, then every five minutes the same.
     assert!((12..=20).contains(&restores), "{restores} restores");
     assert!((3..=5).contains(&tasks), "{tasks} tasks");
+}
+
+/// Who is to mend a firing: what its trigger says, a coding agent where there is nothing that Grace could do, and a coding
+/// agent from the moment on in which one is asked.
+#[test]
+fn a_firing_goes_to_whoever_can_mend_it() {
+    let config = Config { mode: Mode::Repair, ..Config::default() };
+    let path = PathBuf::from(FILES[0]);
+    let error = SyntaxError { line: 588, column: 3, text: "def f(:".into(), problem: "expected `)`".into() };
+    let broken = |errors| Kind::SyntaxSeen { path: path.clone(), language: "python".into(), errors };
+    // Every third order fails; a restore that failed to its end asks for help.
+    let mut stream = vec![
+        (0, Kind::FileKnown { path: path.clone(), known: known() }),
+        (1, broken(vec![error.clone()])),
+        (1, Kind::FileSeen { path: path.clone(), state: FileState::Missing, writer: None, via: Via::Look }),
+    ];
+    stream.extend((0..60).map(|_| (1_000, Kind::Tick)));
+    stream.push((1, broken(Vec::new())));
+    let (_, effects) = judge(&config, Mode::Repair, &stream);
+    let of = |trigger: &str| {
+        let firings = effects.iter().filter_map(|(_, effect)| match effect {
+            Effect::Firing(f) if f.trigger == trigger => Some(f.clone()),
+            _ => None,
+        });
+        firings.collect::<Vec<_>>()
+    };
+    let syntax = of("syntax");
+    assert!(syntax.iter().all(|f| f.route == Route::CodingAgent && f.escalated.is_none()), "{syntax:#?}");
+    assert!(syntax[0].summary.contains("line 588, column 3"), "{syntax:#?}");
+    assert_eq!(syntax.last().map(|f| f.state), Some(State::Cleared));
+    let drift = of("config_drift");
+    assert_eq!(drift[0].route, Route::SelfHealing);
+    let last = drift.last().expect("it fired");
+    assert_eq!(last.route, Route::CodingAgent, "nobody saw it to be right again");
+    let asked = last.escalated.expect("since when");
+    assert!(asked.since(last.at) > Duration::from_secs(1));
+    // Told once: the moment does not move.
+    assert!(drift.iter().filter_map(|f| f.escalated).all(|at| at == asked));
 }

@@ -20,7 +20,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
     ("policy", &["action", "config", "event"]),
     ("incident", &["action", "event", "firing"]),
-    ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
+    ("syntax_rule", &["action", "event", "firing", "triggers"]),
+    ("engine", &["action", "config", "event", "firing", "incident", "policy", "syntax_rule", "triggers"]),
     ("replay", &["config", "engine", "event", "firing"]),
     // The edges.
     ("clock", &["event"]),
@@ -29,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("host", &[]),
     ("prompt", &[]),
+    ("syntax", &["clock", "event", "syntax"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
@@ -93,8 +95,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "host",
             "recording",
             "replay",
+            "snapshots",
             "sources",
             "state_dir",
+            "syntax",
             "triggers",
             "engine",
             "action",
@@ -124,6 +128,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "snapshots",
             "sources",
             "state_dir",
+            "syntax",
             "triggers",
         ],
     ),
@@ -131,7 +136,18 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Rooms whose code may not reach outside of itself.
 const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+    &[
+        "event",
+        "file_state",
+        "firing",
+        "action",
+        "triggers",
+        "policy",
+        "incident",
+        "syntax_rule",
+        "engine",
+        "replay",
+    ];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

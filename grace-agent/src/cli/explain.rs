@@ -6,6 +6,7 @@ use super::ask::{segment, with_agent};
 use super::show::{Out, escape, firing_line, paint};
 use super::{Answer, Global};
 use crate::api::view::{ExplainView, TriggerView};
+use crate::triggers;
 
 /// Arguments of `grace explain`.
 #[derive(Debug, Args)]
@@ -95,10 +96,17 @@ pub struct Triggers {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    /// The table of the README: what each is, without asking an agent
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
 }
 
 impl Triggers {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        if self.markdown {
+            out.line(triggers::markdown().trim_end())?;
+            return Ok(0);
+        }
         let triggers: Vec<TriggerView> =
             with_agent(&global.socket, async |agent| Ok(agent.get("/v1/triggers").await?))?;
         for trigger in &triggers {

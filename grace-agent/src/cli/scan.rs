@@ -10,14 +10,14 @@ use clap::Args;
 
 use super::ask::{Failure, absolute, with_agent};
 use super::run::default_state;
-use super::show::{self, Out, scan_picture, thousands};
+use super::show::{Out, scan_picture, thousands};
 use super::{Answer, Global};
 use crate::api::client::ClientError;
 use crate::api::view::{ScanItem, ScanState, ScanView, SyntaxView};
 use crate::clock::{Stopwatch, wall_rfc3339};
 use crate::config::Config;
 use crate::error_chain::chain;
-use crate::firing::{RungState, Subject};
+use crate::firing::{Rung, RungState, Subject};
 use crate::snapshots;
 use crate::sources::look::look;
 use crate::syntax::{self, Cache, Counters, Scanned, told_path};
@@ -31,6 +31,9 @@ pub struct Scan {
     /// Source trees and files [default: the [[repo]] paths, else the current folder]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Where results of earlier scans are kept [default: the agent's state folder for root, else $XDG_CACHE_HOME/grace]
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
     /// Parse every file, also those that have not changed since an earlier scan
     #[arg(long)]
     fresh: bool,
@@ -70,7 +73,7 @@ impl Scan {
             Err(other) => return Err(other),
         };
         let roots = self.roots(config.as_ref());
-        let mut cache = match cache_file() {
+        let mut cache = match self.cache.clone().map(|file| absolute(&file)).or_else(cache_file) {
             Some(file) if !self.fresh => Cache::open(&file),
             _ => Cache::none(),
         };
@@ -169,7 +172,7 @@ fn without_agent(view: &mut ScanView) {
             summary: drift.join(", "),
             subject: Subject::File(told_path(&snapshot.path)),
             firing: None,
-            remedy: vec![crate::firing::Rung {
+            remedy: vec![Rung {
                 action: "restore_file".to_owned(),
                 state: RungState::Held,
                 why: Some("no agent runs".to_owned()),
@@ -199,7 +202,6 @@ fn join(view: &mut ScanView, scanned: Scanned) {
             .into_iter()
             .map(|broken| ScanItem::of_syntax(told_path(&broken.path), broken.language.name(), broken.errors)),
     );
-    view.not_done.iter_mut().for_each(|why| *why = show::escape(why).into_owned());
 }
 
 /// The counts of a scan as a document.

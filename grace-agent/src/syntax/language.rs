@@ -137,7 +137,12 @@ fn by_ending(ending: &[u8]) -> Named {
 
 /// What the first bytes of a file say: the interpreter in `#!`.
 pub(super) fn by_first_line(head: &[u8]) -> Option<Language> {
-    let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
+    let mut lines = head.strip_prefix(b"#!")?.split(|b| *b == b'\n');
+    let line = lines.next()?;
+    // Python that a shell starts, because its interpreter's path is too long for the first line.
+    if lines.next().is_some_and(|second| second.starts_with(b"'''exec") || second.starts_with(b"''''exec")) {
+        return Some(Language::Python);
+    }
     let line = std::str::from_utf8(line).ok()?;
     // `env -S` and its settings come before the interpreter.
     let program = line
@@ -204,6 +209,7 @@ mod tests {
             ("#!/usr/bin/env -S A=b node --x\n", Some(Language::JavaScript)),
             ("#!/usr/bin/python2.7\n", None),
             ("#!/bin/zsh\n", None),
+            ("#!/bin/sh\n'''exec' /opt/python \"$0\" \"$@\"\n' '''\n", Some(Language::Python)),
             ("#!\n", None),
             ("\u{7f}ELF", None),
             ("", None),

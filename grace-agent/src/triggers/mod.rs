@@ -59,6 +59,24 @@ pub fn specs() -> Vec<&'static Spec> {
     vec![&health_gap::SPEC, &config_drift::SPEC]
 }
 
+/// The triggers as a table in Markdown: the README's, which `grace triggers --markdown` prints.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = String::from("| trigger | watches | fires when | then | goes to |\n|---|---|---|---|---|\n");
+    for spec in specs() {
+        let cell = |text: &str| text.replace('|', "\\|");
+        out.push_str(&format!(
+            "| `{}` | {} | {} | {} | `{}` |\n",
+            spec.name,
+            cell(spec.subjects),
+            cell(spec.summary),
+            cell(spec.remedy),
+            spec.route.name()
+        ));
+    }
+    out
+}
+
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.
 pub(crate) fn who(actor: &Actor) -> String {
     let mut out = format!("{} (pid {}", actor.comm.escape_debug(), actor.pid);

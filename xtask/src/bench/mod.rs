@@ -14,6 +14,7 @@ mod program;
 mod report;
 mod restart;
 mod ring;
+mod scan;
 mod start;
 mod stats;
 mod syscall;
@@ -33,7 +34,7 @@ use report::{Strain, Table};
 /// Measures Grace beside its peers, and prints tables (needs root; --quick takes some minutes, else far longer).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
-/// supervisor, monit, bpfcc-tools, bpftrace, strace, redis. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
+/// supervisor, monit, bpfcc-tools, bpftrace, strace, redis; ruff with pip. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
 /// real disk: syncing is a part of what is measured.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -70,6 +71,8 @@ enum Name {
     Program,
     /// How many events a second the probes' ring carries without loss
     Ring,
+    /// How many source files a second are checked for syntax errors
+    Scan,
 }
 
 /// What every benchmark needs to know.
@@ -116,6 +119,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Write => write::measure(&bench),
             Name::Program => program::measure(&bench),
             Name::Ring => ring::measure(&bench),
+            Name::Scan => scan::measure(&bench),
         };
         match table {
             Ok(mut table) => {
