@@ -208,7 +208,9 @@ fn what_config_show_prints_is_a_configuration() {
 #[test]
 fn every_schema_that_is_listed_is_one() {
     let names = prints(&["schema"]);
-    for name in ["firing", "scan", "status", "snapshot", "verify", "explain", "task", "trigger", "doctor", "config"] {
+    for name in
+        ["firing", "scan", "status", "snapshot", "verify", "explain", "task", "trigger", "doctor", "config"]
+    {
         assert!(names.lines().any(|l| l == name), "{name} is missing: {names}");
     }
     for name in names.lines() {

@@ -6,9 +6,7 @@ use std::time::Duration;
 use grace_agent::action::{Action, Outcome};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
-use grace_agent::event::{
-    Actor, Event, Exit, Kind, Restart, RestartPolicy, SyntaxError, Timestamp, Via,
-};
+use grace_agent::event::{Actor, Event, Exit, Kind, Restart, RestartPolicy, SyntaxError, Timestamp, Via};
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
 use grace_agent::firing::{Route, State};
 use grace_agent::replay::replay;

@@ -135,19 +135,18 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose code may not reach outside of itself.
-const PURE: &[&str] =
-    &[
-        "event",
-        "file_state",
-        "firing",
-        "action",
-        "triggers",
-        "policy",
-        "incident",
-        "syntax_rule",
-        "engine",
-        "replay",
-    ];
+const PURE: &[&str] = &[
+    "event",
+    "file_state",
+    "firing",
+    "action",
+    "triggers",
+    "policy",
+    "incident",
+    "syntax_rule",
+    "engine",
+    "replay",
+];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

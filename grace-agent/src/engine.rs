@@ -88,11 +88,8 @@ impl Engine {
     pub fn with_triggers(config: &Config, triggers: Vec<Box<dyn Trigger>>) -> Self {
         // The engine's own rule comes with every set of triggers.
         let own: Box<dyn Trigger> = Box::new(SyntaxRule::default());
-        let judges = triggers
-            .into_iter()
-            .chain([own])
-            .map(|t| Judge { spec: t.spec(), trigger: Some(t) })
-            .collect();
+        let judges =
+            triggers.into_iter().chain([own]).map(|t| Judge { spec: t.spec(), trigger: Some(t) }).collect();
         Self {
             judges,
             open: BTreeMap::new(),
@@ -190,7 +187,13 @@ impl Engine {
                     }
                     None => {
                         let id = self.take_id();
-                        self.open.entry(key).or_insert(Incident::open(id, (spec.name, spec.route), *finding, now, gaps))
+                        self.open.entry(key).or_insert(Incident::open(
+                            id,
+                            (spec.name, spec.route),
+                            *finding,
+                            now,
+                            gaps,
+                        ))
                     }
                 };
                 out.push(Effect::Firing(incident.firing.clone()));
@@ -206,7 +209,8 @@ impl Engine {
             }
             Verdict::Happened(finding) => {
                 let gaps = self.gaps(spec, now);
-                let mut firing = Incident::open(self.take_id(), (spec.name, spec.route), *finding, now, gaps).firing;
+                let mut firing =
+                    Incident::open(self.take_id(), (spec.name, spec.route), *finding, now, gaps).firing;
                 firing.state = State::Happened;
                 out.push(Effect::Firing(firing));
             }

@@ -19,8 +19,9 @@ struct SchedAttr {
     period_ns: u64,
 }
 
-/// `SCHED_IDLE` (include/uapi/linux/sched.h): runs when nobody else wants to.
-const SCHED_IDLE: u32 = 5;
+/// For work that can wait: a tenth of what another thread gets, not nothing. With `SCHED_IDLE` a scan on a busy host never
+/// came to an end.
+const PATIENT: i32 = 10;
 
 /// `IOPRIO_CLASS_IDLE` in the upper bits (include/uapi/linux/ioprio.h), for the calling thread (`IOPRIO_WHO_PROCESS`, 0).
 const IOPRIO_IDLE: i32 = 3 << 13;
@@ -54,16 +55,15 @@ pub fn prompt() {
     }
 }
 
-/// Makes the calling thread, and all that it starts, wait for whoever else wants a processor or the disk. A kernel that
+/// Makes the calling thread, and all that it starts, give way to whoever else wants a processor or the disk. A kernel that
 /// refuses leaves it as it is.
-pub fn idle() {
-    let attr =
-        SchedAttr { size: size_of::<SchedAttr>() as u32, policy: SCHED_IDLE, ..SchedAttr::default() };
+pub fn patient() {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, nice: PATIENT, ..SchedAttr::default() };
     // SAFETY: `attr` is a sched_attr of the size that it names and outlives the call; 0 is the calling thread.
     let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
     // SAFETY: ioprio_set(2) takes three integers.
     let io = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
     if rc != 0 || io != 0 {
-        tracing::debug!("no idle priority");
+        tracing::debug!("no lower priority");
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;

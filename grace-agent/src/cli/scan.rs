@@ -197,10 +197,9 @@ fn join(view: &mut ScanView, scanned: Scanned) {
         format!("the next scan will parse everything again: what was found cannot be kept ({why})")
     }));
     view.coding_agent.extend(
-        scanned
-            .broken
-            .into_iter()
-            .map(|broken| ScanItem::of_syntax(told_path(&broken.path), broken.language.name(), broken.errors)),
+        scanned.broken.into_iter().map(|broken| {
+            ScanItem::of_syntax(told_path(&broken.path), broken.language.name(), broken.errors)
+        }),
     );
 }
 

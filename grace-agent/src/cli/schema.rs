@@ -7,7 +7,8 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, PathAnswer, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -19,8 +20,10 @@ pub struct Schema {
     name: Option<String>,
 }
 
-const NAMES: &[&str] =
-    &["answer", "config", "doctor", "explain", "firing", "scan", "snapshot", "status", "task", "trigger", "verify"];
+const NAMES: &[&str] = &[
+    "answer", "config", "doctor", "explain", "firing", "scan", "snapshot", "status", "task", "trigger",
+    "verify",
+];
 
 impl Schema {
     pub(super) fn go(self, _global: &Global, out: &mut Out) -> Answer {

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::ask::Failure;
 use crate::api::view::{
-    FiringView, Health, ProbeView, ProcessView, ScanItem, ScanState, ScanSummary, ScanView, StatusView, SyntaxView,
+    FiringView, Health, ProbeView, ProcessView, ScanItem, ScanState, ScanSummary, ScanView, StatusView,
+    SyntaxView,
 };
 use crate::config::Mode;
 use crate::firing::{Rung, RungState, State, Subject};

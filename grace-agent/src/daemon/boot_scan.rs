@@ -1,4 +1,4 @@
-//! The scan for syntax errors at start: in the background, at idle priority, in no one's way. What it finds become
+//! The scan for syntax errors at start: in the background, at low priority, in no one's way. What it finds become
 //! firings; a file that did not parse is looked at again when it has changed.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::error_chain::chain;
 use crate::event::{Kind, SyntaxError};
-use crate::prompt::idle;
+use crate::prompt::patient;
 use crate::syntax::{self, Broken, Cache, Counters, Options, told_path};
 
 /// How often files that did not parse are asked whether they have changed.
@@ -83,7 +83,7 @@ impl BootScan {
         if lock(&self.found).state == ScanState::Off {
             return;
         }
-        idle();
+        patient();
         let (roots, missing): (Vec<PathBuf>, Vec<PathBuf>) =
             config.scan_paths().into_iter().partition(|path| path.exists());
         let options = Options { roots, workers: workers(), ..self.options() };
@@ -281,5 +281,9 @@ fn wrong(broken: Broken) -> (PathBuf, Wrong) {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.ino(), meta.size(), meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec())))
+    Some((
+        meta.ino(),
+        meta.size(),
+        meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec()),
+    ))
 }

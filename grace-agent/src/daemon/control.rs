@@ -16,8 +16,8 @@ use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, LatencyView, PathAnswer,
-    ProbeView, ProcessView, RingView, ScanItem, ScanState, ScanView, SnapshotView, SourceView, StatusView, TaskView, TriggerView,
-    VerifyVerdict, VerifyView,
+    ProbeView, ProcessView, RingView, ScanItem, ScanState, ScanView, SnapshotView, SourceView, StatusView,
+    TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock::{self, Stopwatch};
 use crate::config;
@@ -470,12 +470,14 @@ impl Control for Agent {
         // What was seen is on its way to the engine: told when the firings say the same.
         let clock = Stopwatch::start();
         let fired = loop {
-            let mut firings = self.firings(&FiringsQuery { limit: Some(10_000), ..FiringsQuery::default() })?;
+            let mut firings =
+                self.firings(&FiringsQuery { limit: Some(10_000), ..FiringsQuery::default() })?;
             firings.retain(|f| f.state == State::Holds || f.at >= began);
             let of = |trigger: &str, path: &Path| {
-                firings.iter().rev().find(|f| {
-                    f.trigger == trigger && matches!(&f.subject, Subject::File(p) if p == path)
-                })
+                firings
+                    .iter()
+                    .rev()
+                    .find(|f| f.trigger == trigger && matches!(&f.subject, Subject::File(p) if p == path))
             };
             let settled = drifts.iter().all(|path| of("config_drift", path).is_some())
                 && broken.iter().all(|(path, broken)| {

@@ -118,7 +118,8 @@ fn write(at: &Path, entries: &HashMap<PathBuf, Entry>) -> io::Result<()> {
 
     let folder = at.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    let temp = folder.join(format!(".{}.{}", at.file_name().unwrap_or_default().display(), std::process::id()));
+    let temp =
+        folder.join(format!(".{}.{}", at.file_name().unwrap_or_default().display(), std::process::id()));
     let written = (|| {
         // A leftover of a scan that was killed, by the same process number.
         match fs::remove_file(&temp) {
@@ -136,7 +137,8 @@ fn write(at: &Path, entries: &HashMap<PathBuf, Entry>) -> io::Result<()> {
 }
 
 fn read(at: &Path) -> Option<HashMap<PathBuf, Entry>> {
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(at).ok()?;
+    let file =
+        fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(at).ok()?;
     if !file.metadata().ok()?.is_file() {
         return None;
     }

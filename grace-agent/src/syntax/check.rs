@@ -186,10 +186,13 @@ fn is_python2(text: &str) -> bool {
             rest.starts_with(">>")
                 || rest.starts_with(['"', '\'', '`'])
                 || rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-                    && !["if ", "in ", "is ", "and ", "or ", "for ", "not in "].iter().any(|w| rest.starts_with(w))
+                    && !["if ", "in ", "is ", "and ", "or ", "for ", "not in "]
+                        .iter()
+                        .any(|w| rest.starts_with(w))
         });
-        let exec = after("exec")
-            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '"' | '\'' | '_')));
+        let exec = after("exec").is_some_and(|rest| {
+            rest.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '"' | '\'' | '_'))
+        });
         let raise = after("raise").is_some_and(|rest| {
             rest.split_once(',').is_some_and(|(what, text)| {
                 what.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'))

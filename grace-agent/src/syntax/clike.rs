@@ -14,11 +14,7 @@ use crate::event::SyntaxError;
 const MAX_TREE: usize = 256 << 10;
 
 /// The errors that are sure.
-pub(super) fn errors(
-    language: Language,
-    name: &str,
-    source: &Source<'_>,
-) -> Result<Vec<SyntaxError>, Skip> {
+pub(super) fn errors(language: Language, name: &str, source: &Source<'_>) -> Result<Vec<SyntaxError>, Skip> {
     let mut reader = Reader { text: source.text.as_bytes(), at: 0, raw_strings: language == Language::Cpp };
     match reader.unpaired() {
         Reading::Paired => {}
@@ -29,7 +25,8 @@ pub(super) fn errors(
         }
     }
     // Headers are declarations and macros: there is hardly a statement in them, and trees of them are costly.
-    if source.text.len() > MAX_TREE || name.ends_with(".h") || name.ends_with(".hpp") || name.ends_with(".hh") {
+    if source.text.len() > MAX_TREE || name.ends_with(".h") || name.ends_with(".hpp") || name.ends_with(".hh")
+    {
         return Ok(Vec::new());
     }
     let tree = grammar::tree(language, source.text)?;
@@ -58,20 +55,39 @@ fn is_plain(text: &str, at: usize) -> bool {
     // A call without its semicolon is what a macro looks like; so is what stands alone.
     let assigns = line.contains(" = ") || line.trim_start().starts_with("return ");
     let same_line = !after.get(..after.len() - after.trim_start().len()).unwrap_or_default().contains('\n');
-    assigns && !same_line && !shouts(line) && !shouts(next) && !line.contains(['#', '\\', '{']) && !next.starts_with(['#', '"'])
+    assigns
+        && !same_line
+        && !shouts(line)
+        && !shouts(next)
+        && !line.contains(['#', '\\', '{'])
+        && !next.starts_with(['#', '"'])
 }
 
 /// Whether `line` has a word in capitals: a macro, as everybody writes them.
 fn shouts(line: &str) -> bool {
     line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| {
-        word.len() > 1 && word.bytes().any(|b| b.is_ascii_uppercase()) && !word.bytes().any(|b| b.is_ascii_lowercase())
+        word.len() > 1
+            && word.bytes().any(|b| b.is_ascii_uppercase())
+            && !word.bytes().any(|b| b.is_ascii_lowercase())
     })
 }
 
 /// Whether a macro of `text` may stand for a bracket.
 fn has_bracket_macros(text: &str) -> bool {
     const PARTS: [&str; 13] = [
-        "BEGIN", "END", "OPEN", "CLOSE", "ENTER", "LEAVE", "EXTERN", "NAMESPACE", "DECL", "TRY", "CATCH", "FOREACH", "SCOPE",
+        "BEGIN",
+        "END",
+        "OPEN",
+        "CLOSE",
+        "ENTER",
+        "LEAVE",
+        "EXTERN",
+        "NAMESPACE",
+        "DECL",
+        "TRY",
+        "CATCH",
+        "FOREACH",
+        "SCOPE",
     ];
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| {
         word.len() > 3
@@ -144,11 +160,12 @@ impl Reader<'_> {
                 }
                 b'"' => {
                     let prefix = self.text.get(word..at).unwrap_or_default();
-                    let closed = if self.raw_strings && matches!(prefix, b"R" | b"LR" | b"uR" | b"UR" | b"u8R") {
-                        self.raw_string()
-                    } else {
-                        self.literal(b'"')
-                    };
+                    let closed =
+                        if self.raw_strings && matches!(prefix, b"R" | b"LR" | b"uR" | b"UR" | b"u8R") {
+                            self.raw_string()
+                        } else {
+                            self.literal(b'"')
+                        };
                     if !closed {
                         return Reading::Unpaired(at, "this string is never closed".to_owned());
                     }

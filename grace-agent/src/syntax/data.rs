@@ -64,7 +64,16 @@ fn reads_comments(name: &str) -> bool {
     let any = |names: &[&str]| names.iter().any(|n| name.starts_with(n));
     name.ends_with(".jsonc")
         || name.ends_with(".code-workspace")
-        || any(&["tsconfig", "jsconfig", ".eslintrc", ".babelrc", ".swcrc", ".jshintrc", "devcontainer", "deno.json"])
+        || any(&[
+            "tsconfig",
+            "jsconfig",
+            ".eslintrc",
+            ".babelrc",
+            ".swcrc",
+            ".jshintrc",
+            "devcontainer",
+            "deno.json",
+        ])
         || matches!(
             name,
             "settings.json"

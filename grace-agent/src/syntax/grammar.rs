@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use tree_sitter::{Node, ParseOptions, ParseState, Parser, Tree};
+use tree_sitter::{Node, ParseOptions, ParseState, Parser, Tree, TreeCursor};
 
 use super::check::{Skip, Source};
 use super::language::Language;
@@ -68,17 +68,13 @@ pub(super) fn tree(language: Language, text: &str) -> Result<Tree, Skip> {
 pub(super) fn marks(tree: &Tree) -> Vec<Node<'_>> {
     let mut out = Vec::new();
     let mut cursor = tree.walk();
-    // No recursion: trees are as deep as their text.
+    // No recursion: trees are as deep as their text. No child by its number: that counts from the first one.
     loop {
         let node = cursor.node();
-        if node.has_error() || node.is_missing() {
-            if node.is_missing() {
-                out.push(node);
-            } else if node.is_error() && !holds_another(node) {
-                out.push(node);
-            } else if cursor.goto_first_child() {
-                continue;
-            }
+        if node.is_missing() || node.is_error() && !holds_another(&mut cursor) {
+            out.push(node);
+        } else if node.has_error() && cursor.goto_first_child() {
+            continue;
         }
         loop {
             if cursor.goto_next_sibling() {
@@ -92,10 +88,20 @@ pub(super) fn marks(tree: &Tree) -> Vec<Node<'_>> {
     }
 }
 
-fn holds_another(node: Node<'_>) -> bool {
-    (0..node.child_count()).filter_map(|i| node.child(u32::try_from(i).ok()?)).any(|child| {
-        child.is_missing() || child.has_error()
-    })
+/// Whether a child of the node at `cursor`, which stays there, did not fit.
+fn holds_another(cursor: &mut TreeCursor<'_>) -> bool {
+    if !cursor.goto_first_child() {
+        return false;
+    }
+    let mut found = false;
+    while !found {
+        found = cursor.node().is_missing() || cursor.node().has_error();
+        if !found && !cursor.goto_next_sibling() {
+            break;
+        }
+    }
+    cursor.goto_parent();
+    found
 }
 
 fn told(node: Node<'_>, source: &Source<'_>) -> SyntaxError {
@@ -104,8 +110,11 @@ fn told(node: Node<'_>, source: &Source<'_>) -> SyntaxError {
     }
     let text = source.text.get(node.byte_range()).unwrap_or_default();
     let word: String = text.lines().next().unwrap_or_default().trim().chars().take(24).collect();
-    let problem =
-        if word.is_empty() { "does not parse here".to_owned() } else { format!("`{word}` does not fit here") };
+    let problem = if word.is_empty() {
+        "does not parse here".to_owned()
+    } else {
+        format!("`{word}` does not fit here")
+    };
     source.error(node.start_byte(), problem)
 }
 

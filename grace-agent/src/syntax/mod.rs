@@ -68,7 +68,10 @@ mod tests {
         let lock = include_str!("../../../Cargo.lock");
         for (name, version) in PARSERS {
             let entry = format!("name = \"{name}\"\nversion = \"{version}\"\n");
-            assert!(lock.contains(&entry), "{name} is not {version} any more: update PARSERS and raise RULES");
+            assert!(
+                lock.contains(&entry),
+                "{name} is not {version} any more: update PARSERS and raise RULES"
+            );
         }
     }
 }

@@ -56,7 +56,9 @@ fn javascript(language: Language, name: &str, source: &Source<'_>) -> Vec<Syntax
     let ending = name.rsplit('.').next().unwrap_or_default();
     let kinds = match language {
         Language::Tsx => vec![SourceType::tsx()],
-        Language::TypeScript if name.ends_with(".d.ts") || name.ends_with(".d.mts") || name.ends_with(".d.cts") => {
+        Language::TypeScript
+            if name.ends_with(".d.ts") || name.ends_with(".d.mts") || name.ends_with(".d.cts") =>
+        {
             vec![SourceType::d_ts(), SourceType::ts()]
         }
         Language::TypeScript => vec![SourceType::ts(), SourceType::ts().with_script(true)],
@@ -81,7 +83,10 @@ fn javascript(language: Language, name: &str, source: &Source<'_>) -> Vec<Syntax
             .errors()
             .take(MAX_ERRORS)
             .map(|problem| {
-                let at = problem.labels.first().map_or(0, |label| usize::try_from(label.offset()).unwrap_or(usize::MAX));
+                let at = problem
+                    .labels
+                    .first()
+                    .map_or(0, |label| usize::try_from(label.offset()).unwrap_or(usize::MAX));
                 let help = problem.labels.first().and_then(|label| label.label()).unwrap_or_default();
                 let dash = if help.is_empty() { "" } else { ": " };
                 source.error(at, format!("{}{dash}{help}", problem.message))

@@ -171,7 +171,14 @@ pub fn scan(
         let known = &known;
         scope.spawn(move || {
             walk.build_parallel().run(|| {
-                let mut visit = Visit { jobs: jobs.clone(), unparsed: unparsed.clone(), shared, counters, known, tally: Tally::default() };
+                let mut visit = Visit {
+                    jobs: jobs.clone(),
+                    unparsed: unparsed.clone(),
+                    shared,
+                    counters,
+                    known,
+                    tally: Tally::default(),
+                };
                 Box::new(move |entry| {
                     if stop.load(Ordering::Acquire) {
                         return WalkState::Quit;

@@ -28,7 +28,7 @@ use crate::clock::Stopwatch;
 pub const COMMAND: &str = "syntax-worker";
 
 /// A child that says nothing for this long is ended. Its parsers give up by themselves long before.
-const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Requests on their way at the same time: few enough bytes for a pipe to take them all, so that neither side waits for
 /// the other to read.
@@ -53,9 +53,8 @@ pub(super) struct Key {
 
 impl Key {
     fn of(stat: &Stat) -> Self {
-        let nanos = |s: i64, ns: u64| {
-            s.saturating_mul(1_000_000_000).saturating_add(i64::try_from(ns).unwrap_or(0))
-        };
+        let nanos =
+            |s: i64, ns: u64| s.saturating_mul(1_000_000_000).saturating_add(i64::try_from(ns).unwrap_or(0));
         Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -140,7 +139,8 @@ pub(super) fn judge(path: &Path, language: Option<Language>, bytes: &mut Vec<u8>
     let unreadable = || Told::skipped(language, None, Skip::Unreadable);
     // Neither through a link, nor waiting for a pipe's other end, nor moving the time of access where that may be had.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let opened = open(path, flags | OFlags::NOATIME, Mode::empty()).or_else(|_| open(path, flags, Mode::empty()));
+    let opened =
+        open(path, flags | OFlags::NOATIME, Mode::empty()).or_else(|_| open(path, flags, Mode::empty()));
     let Ok(file) = opened else { return unreadable() };
     let Ok(stat) = fstat(&file) else { return unreadable() };
     let key = Key::of(&stat);
@@ -323,8 +323,7 @@ pub(super) fn hand_out(
             }
             if !batch.is_empty() {
                 let job = batch.remove(0);
-                let why =
-                    if err.kind() == io::ErrorKind::TimedOut { Skip::TooLong } else { Skip::Crashed };
+                let why = if err.kind() == io::ErrorKind::TimedOut { Skip::TooLong } else { Skip::Crashed };
                 drop(answers.send(Answer { path: job.path, told: Told::skipped(job.language, None, why) }));
             }
         }
@@ -350,7 +349,12 @@ mod tests {
         assert!(matches!(gone, Err(ScanError::Worker(_))), "{gone:?}");
         drop(answers);
         assert!(heard.iter().all(|a| a.told.checked == Checked::Skipped(Skip::Crashed)));
-        let none = hand_out(Path::new("/nonexistent"), &Mutex::new(channel().1), &channel().0, &AtomicBool::new(false));
+        let none = hand_out(
+            Path::new("/nonexistent"),
+            &Mutex::new(channel().1),
+            &channel().0,
+            &AtomicBool::new(false),
+        );
         assert!(none.is_ok(), "nothing to do needs no program");
     }
 

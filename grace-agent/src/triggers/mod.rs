@@ -62,7 +62,8 @@ pub fn specs() -> Vec<&'static Spec> {
 /// The triggers as a table in Markdown: the README's, which `grace triggers --markdown` prints.
 #[must_use]
 pub fn markdown() -> String {
-    let mut out = String::from("| trigger | watches | fires when | then | goes to |\n|---|---|---|---|---|\n");
+    let mut out =
+        String::from("| trigger | watches | fires when | then | goes to |\n|---|---|---|---|---|\n");
     for spec in specs() {
         let cell = |text: &str| text.replace('|', "\\|");
         out.push_str(&format!(

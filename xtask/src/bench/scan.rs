@@ -149,7 +149,15 @@ fn ruff(tree: &Path) -> Result<Run> {
     Ok(Box::new(move || {
         timed(|| {
             let mut command = process::program(&program);
-            command.args(["check", "--select", "E9", "--no-cache", "--isolated", "--no-respect-gitignore", "-q"]);
+            command.args([
+                "check",
+                "--select",
+                "E9",
+                "--no-cache",
+                "--isolated",
+                "--no-respect-gitignore",
+                "-q",
+            ]);
             command.arg(&tree);
             command
         })
@@ -163,12 +171,18 @@ fn make(tree: &Path, count: usize) -> Result<Vec<PathBuf>> {
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let mut roots = vec![places::root().join("grace-agent"), places::root().join("xtask")];
     roots.extend(home.map(|home| home.join("registry/src")));
-    roots.extend(["/usr/lib/python3", "/usr/lib/python3.11", "/usr/lib/python3.13", "/usr/include", "/usr/share"].map(PathBuf::from));
+    roots.extend(
+        ["/usr/lib/python3", "/usr/lib/python3.11", "/usr/lib/python3.13", "/usr/include", "/usr/share"]
+            .map(PathBuf::from),
+    );
     let mut sources: std::collections::BTreeMap<&str, Vec<PathBuf>> = Default::default();
     for root in &roots {
         collect(root, &mut sources, 0);
     }
-    ensure!(sources.values().map(Vec::len).sum::<usize>() > 100, "there are hardly any sources on this machine");
+    ensure!(
+        sources.values().map(Vec::len).sum::<usize>() > 100,
+        "there are hardly any sources on this machine"
+    );
     // Half of it Rust and Python, as far as there is any; the rest of everything.
     let mut made = Vec::with_capacity(count);
     let mut turn = 0;
@@ -192,8 +206,7 @@ fn make(tree: &Path, count: usize) -> Result<Vec<PathBuf>> {
 }
 
 fn collect(folder: &Path, into: &mut std::collections::BTreeMap<&'static str, Vec<PathBuf>>, depth: usize) {
-    const LANGUAGES: [&str; 11] =
-        ["py", "rs", "js", "ts", "go", "c", "h", "sh", "json", "yaml", "toml"];
+    const LANGUAGES: [&str; 11] = ["py", "rs", "js", "ts", "go", "c", "h", "sh", "json", "yaml", "toml"];
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let Ok(kind) = entry.file_type() else { continue };
