@@ -392,7 +392,7 @@ fn hostile_trees_are_survived() {
         tree.file(format!("open.{ending}"), "((".repeat(100_000));
     }
     let shut = tree.file("shut/bad.py", "x = (\n");
-    fs::set_permissions(shut.parent().unwrap(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(shut.parent().unwrap(), fs::Permissions::from_mode(0o000)).unwrap();
     let (found, code) = tree.json(&[]);
     fs::set_permissions(shut.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(code, 1);
@@ -441,6 +441,7 @@ fn an_agents_scan_at_start_makes_a_firing_and_a_task_that_end_with_the_error() {
     assert_eq!(out.status.code(), Some(1), "{out:?}");
     let found: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(found["found"], 1, "{found:#}");
+    assert_eq!(found["coding_agent"][0]["firing"], firing["id"], "{found:#}");
     assert!(found["triggers"].as_array().unwrap().iter().any(|t| t == "config_drift"), "{found:#}");
     assert_eq!(found["syntax"]["roots"][0], tree.src().to_str().unwrap());
 

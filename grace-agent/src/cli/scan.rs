@@ -190,17 +190,21 @@ fn join(view: &mut ScanView, scanned: Scanned) {
         Subject::File(path) => scanned.roots.iter().any(|root| path.starts_with(root)),
         _ => false,
     };
-    view.coding_agent.retain(|item| item.trigger != "syntax" || !seen_now(item));
+    let (old, other): (Vec<ScanItem>, Vec<ScanItem>) =
+        view.coding_agent.drain(..).partition(|item| item.trigger == "syntax" && seen_now(item));
+    view.coding_agent = other;
     view.syntax = Some(syntax_view(&scanned));
     view.not_done.extend(scanned.unreadable.iter().map(|why| format!("not read: {why}")));
     view.not_done.extend(scanned.not_remembered.iter().map(|why| {
         format!("the next scan will parse everything again: what was found cannot be kept ({why})")
     }));
-    view.coding_agent.extend(
-        scanned.broken.into_iter().map(|broken| {
-            ScanItem::of_syntax(told_path(&broken.path), broken.language.name(), broken.errors)
-        }),
-    );
+    view.coding_agent.extend(scanned.broken.into_iter().map(|broken| {
+        let item = ScanItem::of_syntax(told_path(&broken.path), broken.language.name(), broken.errors);
+        // The agent knows it too, perhaps.
+        let known = old.iter().find(|known| known.subject == item.subject);
+        let (firing, remedy) = known.map_or((None, Vec::new()), |k| (k.firing, k.remedy.clone()));
+        ScanItem { firing, remedy, ..item }
+    }));
 }
 
 /// The counts of a scan as a document.

@@ -472,7 +472,8 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
 
 /// The agent's scan at start, in one line.
 fn scan_summary(scan: &ScanSummary, color: bool) -> String {
-    let files = format!("{} source files", thousands(scan.files));
+    let files =
+        format!("{} source {}", thousands(scan.files), if scan.files == 1 { "file" } else { "files" });
     let why = scan.why.as_deref().map(escape).unwrap_or_default();
     match scan.state {
         ScanState::Off => format!("none at start: {why}"),
@@ -481,6 +482,7 @@ fn scan_summary(scan: &ScanSummary, color: bool) -> String {
         ScanState::Done => {
             let broken = match scan.broken {
                 0 => paint("all parse", GREEN, color),
+                1 => paint("1 does not parse", RED, color),
                 n => paint(&format!("{} do not parse", thousands(n)), RED, color),
             };
             let at = scan.at.as_deref().unwrap_or_default();
@@ -513,6 +515,7 @@ pub fn scan_picture(scan: &ScanView, color: bool) -> String {
     if let Some(syntax) = &scan.syntax {
         let broken = match syntax.broken {
             0 => paint("✓ 0 issues", GREEN, color),
+            1 => paint("✗ 1 file does not parse", RED, color),
             n => paint(&format!("✗ {} do not parse", count_files(n)), RED, color),
         };
         let _ = writeln!(out, "  {:<10} {broken} · {}", "syntax", syntax_facts(syntax));

@@ -79,7 +79,7 @@ impl BootScan {
     }
 
     /// Scans, tells `done`, and looks after what was found until the agent stops.
-    pub(super) fn run(&self, config: &Config, done: impl Fn(&ScanView)) {
+    pub(super) fn run(&self, config: &Config, done: impl FnOnce(ScanView)) {
         if lock(&self.found).state == ScanState::Off {
             return;
         }
@@ -130,7 +130,7 @@ impl BootScan {
                         found.not_done.push(format!("{more} more files do not parse and have no firing"));
                     }
                 }
-                done(&self.view());
+                done(self.view());
             }
         }
         self.tell_all();

@@ -25,7 +25,9 @@ use tokio::sync::broadcast;
 use crate::actions::restore_file;
 use crate::actions::start_process::{self, Adopted};
 use crate::api::server;
-use crate::api::view::{ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, SourceView};
+use crate::api::view::{
+    ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, ScanView, SourceView,
+};
 use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
@@ -238,16 +240,15 @@ fn serve(
     let inventory = Arc::clone(&agent);
     runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
-    let (quiet, color) = (options.quiet, options.color);
+    let (tell_scan, scanned) = tokio::sync::oneshot::channel();
     let scanning = std::thread::Builder::new().name("grace-scan".into()).spawn(move || {
         boot_scan.run(&scan_settings, |view| {
-            if !quiet {
-                print(&show::scan_picture(view, color));
-            }
+            // The main thread shows it, which holds the terminal; none listens at the end.
+            drop(tell_scan.send(view));
         });
     })?;
 
-    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
+    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded, scanned))?;
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
     stop.store(true, Ordering::Release);
@@ -284,6 +285,7 @@ async fn until_told(
     agent: &Arc<Agent>,
     listener: std::os::unix::net::UnixListener,
     reloaded: &Mutex<Option<Config>>,
+    mut scanned: tokio::sync::oneshot::Receiver<ScanView>,
 ) -> anyhow::Result<bool> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -303,13 +305,20 @@ async fn until_told(
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
     let mut usr1 = signal(SignalKind::user_defined1())?;
-    let mut again = false;
+    let (mut again, mut scan_told) = (false, false);
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = usr1.recv() => { again = true; break; }
             _ = hup.recv() => reload(options, agent, reloaded),
+            // Ends without a word where there was no scan.
+            view = &mut scanned, if !scan_told => {
+                scan_told = true;
+                if let Some(view) = view.ok().filter(|_| !options.quiet) {
+                    print(&show::scan_picture(&view, options.color));
+                }
+            }
             firing = follow.recv() => match firing {
                 // The scan's own picture tells what it found.
                 Ok(firing) if firing.trigger == "syntax" && firing.state == State::Holds => {}

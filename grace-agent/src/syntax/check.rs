@@ -60,7 +60,7 @@ impl Skip {
             Self::TooLarge => "larger than 4 MiB",
             Self::Binary => "binary",
             Self::Encoding => "not UTF-8",
-            Self::Python2 => "Python 2",
+            Self::Python2 => "older Python",
             Self::Flow => "Flow types",
             Self::Template => "templates",
             Self::Minified => "minified",
@@ -171,7 +171,7 @@ fn is_minified(text: &str) -> bool {
     text.len() > 20_000 && text.lines().any(|line| line.len() > 20_000)
 }
 
-/// Statements that were sentences of Python 2 and are none of Python 3.
+/// Statements that were sentences of Python 2 and are none of Python 3; and `async` as a name, which it was before 3.7.
 fn is_python2(text: &str) -> bool {
     if head(text).lines().next().is_some_and(|line| line.starts_with("#!") && line.contains("python2")) {
         return true;
@@ -207,7 +207,8 @@ fn is_python2(text: &str) -> bool {
                 && !rest.contains(" as ")
                 && last.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         });
-        print || exec || raise || except
+        let name = line.contains(".async(") || line.starts_with("async =") || line.starts_with("async,");
+        print || exec || raise || except || name
     })
 }
 
