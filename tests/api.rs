@@ -20,9 +20,9 @@ use grace_agent::api::control::{Control, ControlError, FiringsQuery, Peer};
 use grace_agent::api::server;
 use grace_agent::api::view::*;
 use grace_agent::config::{Config, Mode, Process};
-use grace_agent::event::Actor;
+use grace_agent::event::{Actor, SyntaxError};
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
-use grace_agent::firing::{FiringId, Rung, RungState, Scope, State, Subject};
+use grace_agent::firing::{FiringId, Route, Rung, RungState, Scope, State, Subject};
 use grace_agent::reported::Reported;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot};
@@ -92,6 +92,25 @@ fn firing(number: u64, state: State) -> FiringView {
                 took_us: Some(900),
             },
         ],
+        route: Route::CodingAgent,
+        escalated: Some("2026-01-02T03:04:05.200006Z".to_owned()),
+    }
+}
+
+fn scan() -> ScanView {
+    let error = SyntaxError { line: 3, column: 7, text: evil("def f(:"), problem: evil("expected `)`") };
+    ScanView {
+        found: 2,
+        self_healing: vec![ScanItem::of_firing(&FiringView {
+            route: Route::SelfHealing,
+            ..firing(2, State::Holds)
+        })],
+        coding_agent: vec![ScanItem::of_syntax(PathBuf::from(evil("/src/a.py")), "python", vec![error])],
+        state: ScanState::Done,
+        at: Some("2026-01-02T03:04:05.000006Z".to_owned()),
+        triggers: vec!["config_drift".to_owned()],
+        syntax: None,
+        not_done: vec![evil("not read")],
     }
 }
 
@@ -238,6 +257,13 @@ impl Control for Fake {
                 names: BTreeMap::from([("heartbeat".to_owned(), 1)]),
                 refused: BTreeMap::from([(evil("line"), 2)]),
             },
+            scan: ScanSummary {
+                state: ScanState::Failed,
+                at: None,
+                files: 3,
+                broken: 1,
+                why: Some(evil("not there")),
+            },
         }
     }
 
@@ -315,6 +341,8 @@ impl Control for Fake {
             subjects: 1,
             holds: 1,
             notes: vec![evil("queue q: learning, 3 of 30 values")],
+            route: Route::SelfHealing,
+            remedy: "restore".to_owned(),
         }]
     }
 
@@ -404,6 +432,16 @@ impl Control for Fake {
             }
         }
         answer
+    }
+
+    fn scan(&self, peer: Peer) -> Result<ScanView, ControlError> {
+        self.note(format!("scan by {}", peer.uid));
+        Ok(scan())
+    }
+
+    fn scanned(&self) -> ScanView {
+        self.note("scanned".to_owned());
+        scan()
     }
 }
 
@@ -552,9 +590,9 @@ fn every_route_asks_the_agent_what_was_asked() {
         ("GET", "/v1/tasks", "", "", "/0/id", json!("t-3")),
         (
             "GET",
-            "/v1/firings?since_s=60&trigger=config_drift&limit=5",
+            "/v1/firings?since_s=60&trigger=config_drift&limit=5&route=coding_agent",
             "",
-            "firings FiringsQuery { since_s: Some(60), trigger: Some(\"config_drift\"), limit: Some(5) }",
+            "firings FiringsQuery { since_s: Some(60), trigger: Some(\"config_drift\"), limit: Some(5), route: Some(CodingAgent) }",
             "/1/id",
             json!("f-2"),
         ),
@@ -622,6 +660,8 @@ fn every_route_asks_the_agent_what_was_asked() {
             json!(1),
         ),
         ("POST", "/v1/records", "[]", &format!("report [] by {uid}"), "/accepted", json!(0)),
+        ("GET", "/v1/scan", "", "scanned", "/coding_agent/0/errors/0/line", json!(3)),
+        ("POST", "/v1/scan", "{}", &format!("scan by {uid}"), "/found", json!(2)),
     ] {
         let (status, answer) = served.ask(method, path, body);
         assert_eq!(status, 200, "{method} {path}: {answer}");

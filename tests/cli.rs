@@ -57,6 +57,7 @@ fn the_names_that_scripts_use_are_there() {
     let names = subcommands();
     for name in [
         "run",
+        "scan",
         "status",
         "firings",
         "explain",
@@ -223,7 +224,9 @@ fn what_config_show_prints_is_a_configuration() {
 #[test]
 fn every_schema_that_is_listed_is_one() {
     let names = prints(&["schema"]);
-    for name in ["firing", "status", "snapshot", "verify", "explain", "task", "trigger", "doctor", "config"] {
+    for name in
+        ["firing", "scan", "status", "snapshot", "verify", "explain", "task", "trigger", "doctor", "config"]
+    {
         assert!(names.lines().any(|l| l == name), "{name} is missing: {names}");
     }
     for name in names.lines() {
@@ -263,6 +266,7 @@ fn schemas_have_the_fields_that_scripts_rely_on() {
         ),
         ("status", &["mode", "probes", "sources", "triggers", "lost", "cost", "records"]),
         ("records", &["accepted", "refused"]),
+        ("scan", &["found", "self_healing", "coding_agent"]),
         (
             "task",
             &[
@@ -284,6 +288,22 @@ fn schemas_have_the_fields_that_scripts_rely_on() {
             assert!(schema["properties"].get(field).is_some(), "{name} has no {field}");
         }
     }
+}
+
+/// With GRACE_WRITE_DOCS set it writes the table instead.
+#[test]
+fn the_readme_has_the_table_of_the_specs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(&path).unwrap();
+    let (begin, end) = ("<!-- triggers: `grace triggers --markdown` -->\n", "<!-- end of triggers -->\n");
+    let (before, rest) = readme.split_once(begin).expect("the mark where the table begins");
+    let (table, after) = rest.split_once(end).expect("the mark where the table ends");
+    let wanted = prints(&["triggers", "--markdown"]);
+    if std::env::var_os("GRACE_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{begin}{wanted}{end}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(table, wanted, "run this test with GRACE_WRITE_DOCS=1, or paste `grace triggers --markdown`");
 }
 
 #[test]

@@ -10,11 +10,19 @@ use grace_agent::action::{Action, Order, Outcome};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
 use grace_agent::event::{Event, Kind, Timestamp};
-use grace_agent::firing::{Finding, Firing, RungState, Scope, State, Subject, Verdict};
+use grace_agent::firing::{Finding, Firing, Route, RungState, Scope, State, Subject, Verdict};
 use grace_agent::triggers::{Spec, Trigger};
 
-static SPEC: Spec =
-    Spec { name: "scripted", summary: "", help: "", subjects: "", remedy: "", needs: "", evidence: &[] };
+static SPEC: Spec = Spec {
+    name: "scripted",
+    summary: "",
+    help: "",
+    subjects: "",
+    remedy: "",
+    needs: "",
+    evidence: &[],
+    route: Route::SelfHealing,
+};
 
 /// Says at each tick what stands next in the script.
 struct Scripted(VecDeque<Vec<Verdict>>);

@@ -6,9 +6,11 @@ use std::time::Duration;
 use grace_agent::action::{Action, Outcome};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
-use grace_agent::event::{Actor, Doing, Event, Exit, Kind, Restart, RestartPolicy, Timestamp, Via};
+use grace_agent::event::{
+    Actor, Doing, Event, Exit, Kind, Restart, RestartPolicy, SyntaxError, Timestamp, Via,
+};
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
-use grace_agent::firing::{Firing, FiringId, State};
+use grace_agent::firing::{Firing, FiringId, Route, State};
 use grace_agent::replay::replay;
 use grace_agent::sketch::Sketch;
 use proptest::prelude::*;
@@ -98,6 +100,15 @@ fn kind() -> impl Strategy<Value = Kind> {
         2 => Just(Kind::Tick),
         3 => reported(),
         12 => signal(),
+        1 => (0..FILES.len(), 0..3u32).prop_map(|(i, line)| Kind::SyntaxSeen {
+            path: PathBuf::from(FILES[i]),
+            language: "python".into(),
+            // Line 0: it parses.
+            errors: (line > 0)
+                .then(|| SyntaxError { line, column: 1, text: "x".into(), problem: "y".into() })
+                .into_iter()
+                .collect(),
+        }),
     ]
 }
 
@@ -492,6 +503,7 @@ fn a_panicking_trigger_is_disabled_alone() {
         remedy: "",
         needs: "",
         evidence: &[],
+        route: grace_agent::firing::Route::SelfHealing,
     };
     impl grace_agent::triggers::Trigger for Bad {
         fn spec(&self) -> &'static grace_agent::triggers::Spec {
@@ -785,4 +797,42 @@ fn what_was_learned_survives_and_what_is_damaged_is_ignored() {
         next.pass(61);
         assert_eq!(next.holding("health_gap"), 1, "it learned anew");
     }
+}
+
+/// Who is to mend a firing: what its trigger says, a coding agent where there is nothing that Grace could do, and a coding
+/// agent from the moment on in which one is asked.
+#[test]
+fn a_firing_goes_to_whoever_can_mend_it() {
+    let config = Config { mode: Mode::Repair, ..Config::default() };
+    let path = PathBuf::from(FILES[0]);
+    let error = SyntaxError { line: 588, column: 3, text: "def f(:".into(), problem: "expected `)`".into() };
+    let broken = |errors| Kind::SyntaxSeen { path: path.clone(), language: "python".into(), errors };
+    // Every third order fails; a restore that failed to its end asks for help.
+    let mut stream = vec![
+        (0, Kind::FileKnown { path: path.clone(), known: known() }),
+        (1, broken(vec![error.clone()])),
+        (1, Kind::FileSeen { path: path.clone(), state: FileState::Missing, writer: None, via: Via::Look }),
+    ];
+    stream.extend((0..60).map(|_| (1_000, Kind::Tick)));
+    stream.push((1, broken(Vec::new())));
+    let (_, effects) = judge(&config, Mode::Repair, &stream);
+    let of = |trigger: &str| {
+        let firings = effects.iter().filter_map(|(_, effect)| match effect {
+            Effect::Firing(f) if f.trigger == trigger => Some(f.clone()),
+            _ => None,
+        });
+        firings.collect::<Vec<_>>()
+    };
+    let syntax = of("syntax");
+    assert!(syntax.iter().all(|f| f.route == Route::CodingAgent && f.escalated.is_none()), "{syntax:#?}");
+    assert!(syntax[0].summary.contains("line 588, column 3"), "{syntax:#?}");
+    assert_eq!(syntax.last().map(|f| f.state), Some(State::Cleared));
+    let drift = of("config_drift");
+    assert_eq!(drift[0].route, Route::SelfHealing);
+    let last = drift.last().expect("it fired");
+    assert_eq!(last.route, Route::CodingAgent, "nobody saw it to be right again");
+    let asked = last.escalated.expect("since when");
+    assert!(asked.since(last.at) > Duration::from_secs(1));
+    // Told once: the moment does not move.
+    assert!(drift.iter().filter_map(|f| f.escalated).all(|at| at == asked));
 }

@@ -39,7 +39,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("policy", &["action", "config", "event", "firing"]),
     ("baseline", &[]),
     ("incident", &["action", "event", "firing"]),
-    ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
+    ("syntax_rule", &["action", "event", "firing", "triggers"]),
+    ("engine", &["action", "config", "event", "firing", "incident", "policy", "syntax_rule", "triggers"]),
     ("replay", &["config", "engine", "event", "firing"]),
     // The edges.
     ("clock", &["event"]),
@@ -48,6 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("host", &[]),
     ("prompt", &[]),
+    ("syntax", &["clock", "event", "syntax"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
@@ -118,8 +120,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "recording",
             "replay",
             "reported",
+            "snapshots",
             "sources",
             "state_dir",
+            "syntax",
             "triggers",
             "engine",
             "action",
@@ -151,6 +155,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "snapshots",
             "sources",
             "state_dir",
+            "syntax",
             "triggers",
         ],
     ),
@@ -169,9 +174,9 @@ const PURE: &[&str] = &[
     "triggers",
     "policy",
     "incident",
+    "syntax_rule",
     "engine",
     "replay",
-    "sketch",
     "reported",
 ];
 

@@ -58,6 +58,10 @@ pub struct Config {
     pub route: Vec<Route>,
     /// Who may send what applications say of themselves.
     pub records: Records,
+    /// Source trees of services on this host.
+    pub repo: Vec<Repo>,
+    /// The scan for syntax errors.
+    pub scan: Scan,
 }
 
 /// A process that Grace starts and supervises.
@@ -609,6 +613,43 @@ impl Records {
         let octal =
             (3..=4).contains(&self.mode.len()) && self.mode.bytes().all(|b| (b'0'..=b'7').contains(&b));
         u32::from_str_radix(&self.mode, 8).ok().filter(|bits| octal && *bits <= 0o777)
+    }
+}
+
+/// A source tree of a service on this host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Repo {
+    /// Absolute path of its top folder.
+    #[schemars(example = &"/srv/app")]
+    pub path: PathBuf,
+    /// Files whose changes matter most, as globs below the top folder.
+    #[serde(default)]
+    pub critical: Vec<String>,
+}
+
+/// The scan for syntax errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scan {
+    /// Scan when the agent starts, in the background. Default true.
+    pub at_start: bool,
+    /// Folders and files to scan at start. Default: the `[[repo]]` paths.
+    pub paths: Vec<PathBuf>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { at_start: true, paths: Vec::new() }
+    }
+}
+
+impl Config {
+    /// What is scanned for syntax errors at start.
+    #[must_use]
+    pub fn scan_paths(&self) -> Vec<PathBuf> {
+        let repos = || self.repo.iter().map(|repo| repo.path.clone()).collect();
+        if self.scan.paths.is_empty() { repos() } else { self.scan.paths.clone() }
     }
 }
 

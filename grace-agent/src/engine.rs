@@ -11,9 +11,10 @@ use std::time::Duration;
 use crate::action::{self, Action, Order, Outcome};
 use crate::config::Config;
 use crate::event::{Event, Kind, Timestamp};
-use crate::firing::{Finding, Firing, FiringId, RungState, State, Subject, Verdict};
+use crate::firing::{Finding, Firing, FiringId, Route, RungState, State, Subject, Verdict};
 use crate::incident::{Incident, SETTLE};
 use crate::policy::Policy;
+use crate::syntax_rule::{self, SyntaxRule};
 use crate::triggers::{self, Spec, Trigger};
 
 /// Losses of events within this time before a firing are a gap in its evidence.
@@ -36,6 +37,7 @@ static POLICY: Spec = Spec {
     remedy: "file a task",
     needs: "nothing",
     evidence: &[],
+    route: Route::CodingAgent,
 };
 
 /// What follows from an event.
@@ -56,6 +58,12 @@ pub enum Effect {
     },
     /// Do it.
     Run(Order),
+}
+
+/// Everything that can fire: the triggers, and the engine's own rule for what a scan finds.
+#[must_use]
+pub fn specs() -> Vec<&'static Spec> {
+    triggers::specs().into_iter().chain([&syntax_rule::SPEC]).collect()
 }
 
 /// A trigger and its state of service.
@@ -102,7 +110,10 @@ impl Engine {
     /// An engine with these triggers.
     #[must_use]
     pub fn with_triggers(config: &Config, triggers: Vec<Box<dyn Trigger>>) -> Self {
-        let judges = triggers.into_iter().map(|t| Judge { spec: t.spec(), trigger: Some(t) }).collect();
+        // The engine's own rule comes with every set of triggers.
+        let own: Box<dyn Trigger> = Box::new(SyntaxRule::default());
+        let judges =
+            triggers.into_iter().chain([own]).map(|t| Judge { spec: t.spec(), trigger: Some(t) }).collect();
         Self {
             judges,
             open: BTreeMap::new(),
@@ -221,7 +232,7 @@ impl Engine {
                     }
                     None => {
                         let id = self.take_id();
-                        let mut incident = Incident::open(id, spec.name, *finding, now, gaps);
+                        let mut incident = Incident::open(id, (spec.name, spec.route), *finding, now, gaps);
                         incident.firing.cause = self.cause_of(&incident, now);
                         incident.firing.again = self.cleared_lately(&key, now);
                         self.follows_from(&incident, now, out);
@@ -241,7 +252,8 @@ impl Engine {
             }
             Verdict::Happened(finding) => {
                 let gaps = self.gaps(spec, now);
-                let mut firing = Incident::open(self.take_id(), spec.name, *finding, now, gaps).firing;
+                let mut firing =
+                    Incident::open(self.take_id(), (spec.name, spec.route), *finding, now, gaps).firing;
                 firing.state = State::Happened;
                 out.push(Effect::Firing(firing));
             }
@@ -487,6 +499,9 @@ fn run(
     let state = if admitted.is_ok() { RungState::Running } else { RungState::Held };
     incident.show(rung, state, admitted.as_ref().err().cloned());
     if admitted.is_ok() {
+        if matches!(action, Action::FileTask { .. }) {
+            incident.escalate(now);
+        }
         incident.running = Some(rung);
         out.push(Effect::Run(Order {
             firing: Some(incident.firing.id),

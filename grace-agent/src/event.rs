@@ -355,6 +355,15 @@ pub enum Kind {
         /// Within this time, in milliseconds.
         window_ms: Option<u64>,
     },
+    /// A source file does not parse, or does (again) where there are no errors.
+    SyntaxSeen {
+        /// Absolute path.
+        path: PathBuf,
+        /// Its language.
+        language: String,
+        /// The first errors, in the order of the file.
+        errors: Vec<SyntaxError>,
+    },
     /// A pause ends early.
     Unpaused {
         /// Which.
@@ -374,6 +383,19 @@ pub struct Reading {
     pub resource: String,
     /// Of all there is, in percent; of a stall, of the time.
     pub percent: f64,
+}
+
+/// A place where a source does not parse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SyntaxError {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+    /// The line itself, capped around the column. Hostile text.
+    pub text: String,
+    /// What was expected, or what does not fit: a parser's words, which may quote the source. Hostile text.
+    pub problem: String,
 }
 
 /// How a change was noticed.

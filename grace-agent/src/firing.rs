@@ -122,6 +122,52 @@ pub struct Finding {
     pub depends_on: Vec<Subject>,
 }
 
+/// Who is to mend what a trigger found.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Route {
+    /// Grace itself: restart, restore, scale, shed.
+    #[default]
+    SelfHealing,
+    /// A coding agent, or a person: the code or what it depends on is to be changed.
+    CodingAgent,
+}
+
+impl Route {
+    /// As `--json` and `--route` name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SelfHealing => "self_healing",
+            Self::CodingAgent => "coding_agent",
+        }
+    }
+
+    /// Where a firing goes that its trigger routes to `self` and that has this remedy: without anything in it that
+    /// Grace could do itself it goes to a coding agent.
+    #[must_use]
+    pub fn of(self, remedy: &[Action]) -> Self {
+        let asks = remedy.iter().any(|action| matches!(action, Action::FileTask { .. }));
+        let acts = remedy.iter().any(|action| !matches!(action, Action::FileTask { .. }));
+        if asks && !acts { Self::CodingAgent } else { self }
+    }
+}
+
 /// Number of a firing, unique on a host across restarts. Shown as `f-12`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
@@ -240,6 +286,12 @@ pub struct Firing {
     pub again: Option<FiringId>,
     /// The remedy, rung by rung.
     pub remedy: Vec<Rung>,
+    /// Who is to mend it now.
+    #[serde(default)]
+    pub route: Route,
+    /// Since when a coding agent is asked, where Grace was to mend it and could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalated: Option<Timestamp>,
 }
 
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.

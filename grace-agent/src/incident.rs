@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::action::{self, Action};
 use crate::event::Timestamp;
-use crate::firing::{Finding, Firing, FiringId, Rung, RungState, State, Subject};
+use crate::firing::{Finding, Firing, FiringId, Route, Rung, RungState, State, Subject};
 
 /// A rung that failed is tried again after these delays before the next rung takes over: a full disk or a lost race
 /// may pass.
@@ -51,12 +51,20 @@ pub struct Incident {
     pub rests: Option<usize>,
     /// Since when it waits for its cause.
     waits_since: Option<Timestamp>,
+    /// Where its trigger sends what it finds.
+    by_trigger: Route,
 }
 
 impl Incident {
     /// A new firing at `at`.
     #[must_use]
-    pub fn open(id: FiringId, trigger: &str, finding: Finding, at: Timestamp, evidence_gaps: bool) -> Self {
+    pub fn open(
+        id: FiringId,
+        (trigger, route): (&str, Route),
+        finding: Finding,
+        at: Timestamp,
+        evidence_gaps: bool,
+    ) -> Self {
         let firing = Firing {
             id,
             trigger: trigger.to_owned(),
@@ -79,6 +87,8 @@ impl Incident {
             cause: None,
             again: None,
             remedy: Vec::new(),
+            route,
+            escalated: None,
         };
         let mut incident = Self {
             firing,
@@ -93,6 +103,7 @@ impl Incident {
             depends_on: Vec::new(),
             rests: None,
             waits_since: None,
+            by_trigger: route,
         };
         incident.renew(finding, at);
         incident
@@ -112,6 +123,9 @@ impl Incident {
         firing.evidence = finding.evidence;
         let due = at.after(finding.delay);
         self.actions = finding.remedy;
+        if firing.escalated.is_none() {
+            firing.route = self.by_trigger.of(&self.actions);
+        }
         self.hold = finding.hold;
         self.depends_on = finding.depends_on;
         if self.running.is_some() {
@@ -152,6 +166,14 @@ impl Incident {
         }
         if let Some(shown) = self.firing.remedy.get_mut(rung) {
             (shown.state, shown.why, shown.took_us) = (state, why, None);
+        }
+    }
+
+    /// A coding agent is asked at `at`, for the first time.
+    pub fn escalate(&mut self, at: Timestamp) {
+        if self.firing.route == Route::SelfHealing {
+            self.firing.route = Route::CodingAgent;
+            self.firing.escalated = Some(at);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::api::control::FiringsQuery;
 use crate::api::view::{EvidenceView, FiringView, JournalView, TaskView};
 use crate::clock;
 use crate::event::Timestamp;
-use crate::firing::{Firing, FiringId, Scope, Subject};
+use crate::firing::{Firing, FiringId, Route, Scope, Subject};
 use crate::prompt::prompt;
 
 /// Rows of the journal that are kept; the oldest go first, at start.
@@ -270,9 +270,11 @@ impl Journal {
         let mut views: Vec<String> = self.read("list firings", |db| {
             let mut sql = db.prepare_cached(
                 "SELECT view FROM firings WHERE at_ns >= ?1 AND (?2 IS NULL OR trigger = ?2)
+                   AND (?4 IS NULL OR COALESCE(json_extract(view, '$.route'), 'self_healing') = ?4)
                  ORDER BY id DESC LIMIT ?3",
             )?;
-            sql.query_map(params![since, query.trigger, limit], |row| row.get(0))?.collect()
+            let route = query.route.map(Route::name);
+            sql.query_map(params![since, query.trigger, limit, route], |row| row.get(0))?.collect()
         })?;
         views.reverse();
         Ok(views.iter().filter_map(|view| serde_json::from_str(view).ok()).collect())

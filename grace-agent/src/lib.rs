@@ -30,4 +30,6 @@ pub mod sketch;
 pub mod snapshots;
 pub mod sources;
 pub mod state_dir;
+pub mod syntax;
+pub mod syntax_rule;
 pub mod triggers;

@@ -19,6 +19,14 @@ struct SchedAttr {
     period_ns: u64,
 }
 
+/// For work that can wait: a tenth of what another thread gets, not nothing. With `SCHED_IDLE` a scan on a busy host never
+/// came to an end.
+const PATIENT: i32 = 10;
+
+/// `IOPRIO_CLASS_IDLE` in the upper bits (include/uapi/linux/ioprio.h), for the calling thread (`IOPRIO_WHO_PROCESS`, 0).
+const IOPRIO_IDLE: i32 = 3 << 13;
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
 /// Children and new threads begin with the default (`SCHED_FLAG_RESET_ON_FORK`, include/uapi/linux/sched.h).
 const RESET_ON_FORK: u64 = 1;
 
@@ -44,5 +52,18 @@ pub fn prompt() {
         if rc == 0 {
             return;
         }
+    }
+}
+
+/// Makes the calling thread, and all that it starts, give way to whoever else wants a processor or the disk. A kernel that
+/// refuses leaves it as it is.
+pub fn patient() {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, nice: PATIENT, ..SchedAttr::default() };
+    // SAFETY: `attr` is a sched_attr of the size that it names and outlives the call; 0 is the calling thread.
+    let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
+    // SAFETY: ioprio_set(2) takes three integers.
+    let io = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
+    if rc != 0 || io != 0 {
+        tracing::debug!("no lower priority");
     }
 }

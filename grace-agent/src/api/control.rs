@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, SnapshotView, StatusView,
-    TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, ScanView, SnapshotView,
+    StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
-use crate::firing::Scope;
+use crate::firing::{Route, Scope};
 use crate::reported::Reported;
 
 /// Which firings to list.
@@ -24,6 +24,8 @@ pub struct FiringsQuery {
     pub trigger: Option<String>,
     /// At most so many, the newest. Default 1000.
     pub limit: Option<usize>,
+    /// Only those that are to be mended by this one now.
+    pub route: Option<Route>,
 }
 
 /// Who asks, from SO_PEERCRED.
@@ -93,4 +95,8 @@ pub trait Control: Send + Sync + 'static {
     fn config(&self) -> Config;
     /// Take in what an application says of itself. Of what was not even a record it is said why.
     fn report(&self, records: Vec<Result<Reported, String>>, peer: Peer) -> RecordsAnswer;
+    /// Makes every trigger's sources look once, and returns what holds now or fired meanwhile, by route.
+    fn scan(&self, peer: Peer) -> Result<ScanView, ControlError>;
+    /// The scan at start, as far as it is.
+    fn scanned(&self) -> ScanView;
 }

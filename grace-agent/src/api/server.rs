@@ -39,7 +39,7 @@ use super::control::{Control, ControlError, FiringsQuery, Peer};
 use super::view::FiringView;
 use crate::config::Process;
 use crate::file_state::ContentKind;
-use crate::firing::Scope;
+use crate::firing::{Route, Scope};
 use crate::reported::Reported;
 
 /// Connections served at the same time; one more waits until another ends.
@@ -259,6 +259,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/tasks", get(tasks))
         .route("/v1/config", get(config))
         .route("/v1/records", post(records))
+        .route("/v1/scan", get(scanned).post(scan))
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
@@ -302,6 +303,7 @@ struct FiringsParams {
     since_s: Option<u64>,
     trigger: Option<String>,
     limit: Option<usize>,
+    route: Option<Route>,
 }
 
 async fn firings(
@@ -314,7 +316,12 @@ async fn firings(
 
 fn firings_query(params: Result<Query<FiringsParams>, QueryRejection>) -> Result<FiringsQuery, Failure> {
     let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
-    Ok(FiringsQuery { since_s: params.since_s, trigger: params.trigger, limit: params.limit })
+    Ok(FiringsQuery {
+        since_s: params.since_s,
+        trigger: params.trigger,
+        limit: params.limit,
+        route: params.route,
+    })
 }
 
 async fn stream(State(shared): State<Shared>) -> Response {
@@ -480,6 +487,14 @@ async fn records(State(shared): State<Shared>, Extension(peer): Extension<Peer>,
     let read = |record| serde_json::from_value::<Reported>(record).map_err(|err| err.to_string());
     let records = records.into_iter().map(|record| read(record).and_then(Reported::checked)).collect();
     shared.ask(move |control| Ok(control.report(records, peer))).await
+}
+
+async fn scan(State(shared): State<Shared>, Extension(peer): Extension<Peer>) -> Answer {
+    shared.ask(move |control| control.scan(peer)).await
+}
+
+async fn scanned(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| Ok(control.scanned())).await
 }
 
 type Answer = Result<Response, Failure>;

@@ -10,9 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
-use crate::event::{Actor, Via};
+use crate::event::{Actor, SyntaxError, Via};
 use crate::file_state::{Digest, KnownGood};
-use crate::firing::{Firing, FiringId, Rung, State, Subject};
+use crate::firing::{Firing, FiringId, Route, Rung, State, Subject};
 
 /// `grace firings --json`: one a line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +62,12 @@ pub struct FiringView {
     pub again: Option<FiringId>,
     /// The remedy, rung by rung.
     pub remedy: Vec<Rung>,
+    /// Who is to mend it now: `self_healing`, `coding_agent`.
+    #[serde(default)]
+    pub route: Route,
+    /// Since when a coding agent is asked, where Grace was to mend it and could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalated: Option<String>,
 }
 
 impl FiringView {
@@ -92,6 +98,8 @@ impl FiringView {
             cause: firing.cause,
             again: firing.again,
             remedy: firing.remedy.clone(),
+            route: firing.route,
+            escalated: firing.escalated.map(&wall),
         }
     }
 }
@@ -185,6 +193,12 @@ pub struct TriggerView {
     /// What it is still learning, and what it does not judge. Names in it are untrusted text.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Where what it finds is sent: `self_healing`, `coding_agent`.
+    #[serde(default)]
+    pub route: Route,
+    /// Its remedy in words, first rung to last.
+    #[serde(default)]
+    pub remedy: String,
 }
 
 /// What Grace itself costs.
@@ -326,6 +340,8 @@ pub struct StatusView {
     pub config: ConfigView,
     /// What applications say of themselves.
     pub records: RecordsView,
+    /// The scan at start, without what it found (`GET /v1/scan` has that).
+    pub scan: ScanSummary,
 }
 
 /// What applications said of themselves since the agent started.
@@ -362,6 +378,155 @@ pub struct RefusedView {
     pub index: usize,
     /// Why. Quotes the record: untrusted text.
     pub reason: String,
+}
+
+/// How far a scan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScanState {
+    /// Not asked for, or nothing to scan.
+    #[default]
+    Off,
+    /// Under way.
+    Running,
+    /// Done.
+    Done,
+    /// It could not be done.
+    Failed,
+}
+
+/// The agent's scan at start, in short.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ScanSummary {
+    /// How far it is.
+    pub state: ScanState,
+    /// When it ended.
+    pub at: Option<String>,
+    /// Source files met, so far while it runs.
+    pub files: u64,
+    /// Source files that do not parse.
+    pub broken: u64,
+    /// Why it could not be done, or why there is none.
+    pub why: Option<String>,
+}
+
+/// `grace scan --json`: what was found, by who is to mend it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ScanView {
+    /// How many findings there are.
+    pub found: usize,
+    /// What Grace mends itself, or would.
+    pub self_healing: Vec<ScanItem>,
+    /// What becomes a task for a coding agent.
+    pub coding_agent: Vec<ScanItem>,
+    /// How far the scan is.
+    pub state: ScanState,
+    /// When it ended.
+    pub at: Option<String>,
+    /// The triggers that were made to look once; empty without an agent.
+    pub triggers: Vec<String>,
+    /// The syntax scan; none: there was nothing to scan.
+    pub syntax: Option<SyntaxView>,
+    /// What could not be done, and why.
+    pub not_done: Vec<String>,
+}
+
+/// One finding of a scan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ScanItem {
+    /// The trigger that fired, or `syntax`.
+    pub trigger: String,
+    /// What it is about. Untrusted text.
+    pub subject: Subject,
+    /// What is to be done, in one line; it names the subject: untrusted text.
+    pub title: String,
+    /// What was found, in one line.
+    pub summary: String,
+    /// The firing, where an agent has one.
+    pub firing: Option<FiringId>,
+    /// What was done about it, rung by rung.
+    pub remedy: Vec<Rung>,
+    /// For `syntax`: the file's language.
+    pub language: Option<String>,
+    /// For `syntax`: the first errors of the file. Untrusted text.
+    pub errors: Vec<SyntaxError>,
+}
+
+/// What a syntax scan went through.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct SyntaxView {
+    /// The folders and files, resolved.
+    pub roots: Vec<PathBuf>,
+    /// Source files met.
+    pub files: u64,
+    /// Of them, parsed now.
+    pub parsed: u64,
+    /// Of them, unchanged since an earlier scan.
+    pub cached: u64,
+    /// Files that do not parse.
+    pub broken: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// Files judged, by language.
+    pub languages: BTreeMap<String, u64>,
+    /// Files not judged, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Folders and files that could not be read.
+    pub unreadable: u64,
+}
+
+impl ScanItem {
+    /// The firing of an agent as a finding.
+    #[must_use]
+    pub fn of_firing(firing: &FiringView) -> Self {
+        let title = match (firing.route, &firing.subject) {
+            (Route::SelfHealing, subject) => match firing.remedy.first() {
+                Some(rung) => format!("{} {subject}", rung.action.replace('_', " ")),
+                None => format!("{} {subject}", firing.trigger.replace('_', " ")),
+            },
+            (Route::CodingAgent, subject) => format!("{} {subject}", task_words(&firing.trigger)),
+        };
+        Self {
+            trigger: firing.trigger.clone(),
+            subject: firing.subject.clone(),
+            title,
+            summary: firing.summary.clone(),
+            firing: Some(firing.id),
+            remedy: firing.remedy.clone(),
+            language: None,
+            errors: Vec::new(),
+        }
+    }
+
+    /// A source file that does not parse.
+    #[must_use]
+    pub fn of_syntax(path: PathBuf, language: &str, errors: Vec<SyntaxError>) -> Self {
+        let first = errors.first();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self {
+            trigger: "syntax".to_owned(),
+            title: format!("fix syntax error in {name} at line {}", first.map_or(0, |error| error.line)),
+            summary: first.map_or_else(String::new, |error| error.problem.clone()),
+            subject: Subject::File(path),
+            firing: None,
+            remedy: Vec::new(),
+            language: Some(language.to_owned()),
+            errors,
+        }
+    }
+}
+
+/// What a coding agent is asked to do about what this trigger found, before the subject's name.
+fn task_words(trigger: &str) -> &'static str {
+    match trigger {
+        "syntax" => "fix syntax error in",
+        "dependency_regression" => "roll back dependencies of",
+        "code_diff" => "run targeted tests for",
+        "error_feed" => "fix repeated error",
+        "telemetry_drift" => "regenerate the client of",
+        "predicted_failure" => "proactive code review for",
+        _ => "find out what is wrong with",
+    }
 }
 
 /// The configuration in force.

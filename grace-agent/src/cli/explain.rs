@@ -6,6 +6,7 @@ use super::ask::{segment, with_agent};
 use super::show::{Out, escape, firing_line, paint};
 use super::{Answer, Global};
 use crate::api::view::{ExplainView, TriggerView};
+use crate::triggers;
 
 /// Arguments of `grace explain`.
 #[derive(Debug, Args)]
@@ -36,6 +37,8 @@ impl Explain {
                 out.line(&format!("  {name:<10} {}", escape(text)))?;
             }
             out.line(&format!("  {:<10} {}", "since", firing.since))?;
+            let since = firing.escalated.as_ref().map(|at| format!(" since {at}")).unwrap_or_default();
+            out.line(&format!("  {:<10} {}{since}", "route", firing.route.name()))?;
             if let (Some(at), Some(how)) = (&firing.cleared, &firing.cleared_by) {
                 out.line(&format!("  {:<10} {at}: {}", "cleared", escape(how)))?;
             }
@@ -96,10 +99,17 @@ pub struct Triggers {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    /// The table of the README: what each is, without asking an agent
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
 }
 
 impl Triggers {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        if self.markdown {
+            out.line(triggers::markdown().trim_end())?;
+            return Ok(0);
+        }
         let triggers: Vec<TriggerView> =
             with_agent(&global.socket, async |agent| Ok(agent.get("/v1/triggers").await?))?;
         for trigger in &triggers {
@@ -107,8 +117,12 @@ impl Triggers {
                 out.json(trigger)?;
             } else {
                 out.line(&format!(
-                    "{:<14} {} ({} watched, {} firing)",
-                    trigger.name, trigger.summary, trigger.subjects, trigger.holds
+                    "{:<22} {} {} ({} watched, {} firing)",
+                    trigger.name,
+                    paint(&format!("{:<12}", trigger.route.name()), "2", out.color),
+                    trigger.summary,
+                    trigger.subjects,
+                    trigger.holds
                 ))?;
                 for note in &trigger.notes {
                     out.line(&format!("{:<14} {}", "", escape(note)))?;

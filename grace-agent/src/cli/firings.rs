@@ -7,7 +7,7 @@ use super::show::{Out, firing_line};
 use super::{Answer, Global};
 use crate::api::client::{ClientError, Followed};
 use crate::api::view::FiringView;
-use crate::firing::State;
+use crate::firing::{Route, State};
 
 /// Arguments of `grace firings`.
 #[derive(Debug, Args)]
@@ -18,6 +18,9 @@ pub struct Firings {
     /// Only those of this trigger
     #[arg(long, value_name = "NAME")]
     trigger: Option<String>,
+    /// Only those that are to be mended by this one now: self_healing, coding_agent
+    #[arg(long, value_name = "ROUTE")]
+    route: Option<Route>,
     /// Those that hold now, then every change as it happens
     #[arg(long, short)]
     follow: bool,
@@ -32,6 +35,7 @@ impl Firings {
         // Up to the next second: `--since 500ms` must not mean none.
         query.extend(self.since.map(|since| format!("since_s={}", since.as_millis().div_ceil(1000))));
         query.extend(self.trigger.as_ref().map(|name| format!("trigger={}", segment(name))));
+        query.extend(self.route.map(|route| format!("route={}", route.name())));
         let path = format!("/v1/firings?{}", query.join("&"));
         with_agent(&global.socket, async |agent| {
             // The stream first: nothing that happens between the two is missed; a line may come twice.
@@ -55,7 +59,9 @@ impl Firings {
                 };
                 match next {
                     Some(Followed::Firing(firing)) => {
-                        if self.trigger.as_ref().is_none_or(|name| *name == firing.trigger) {
+                        if self.trigger.as_ref().is_none_or(|name| *name == firing.trigger)
+                            && self.route.is_none_or(|route| route == firing.route)
+                        {
                             self.print(&firing, out)?;
                         }
                     }

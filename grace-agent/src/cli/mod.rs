@@ -16,10 +16,12 @@ pub mod pause;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod scan;
 pub mod schema;
 pub mod show;
 pub mod snapshots;
 pub mod status;
+mod syntax_worker;
 pub mod tasks;
 pub mod unpin;
 
@@ -146,6 +148,11 @@ enum Command {
     /// What the agent starts to test its probes, and `grace inject` to be broken
     #[command(hide = true)]
     Canary(canary::Canary),
+    /// Everything once: the triggers, and a syntax check of source trees (exit 1: something found)
+    Scan(scan::Scan),
+    /// What a scan starts to parse in
+    #[command(hide = true)]
+    SyntaxWorker,
 }
 
 /// The program. `agent` runs the agent; it is handed in because the command line knows no room but the socket's.
@@ -183,6 +190,8 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary(command) => command.go(),
+        Command::Scan(command) => command.go(global, &mut out),
+        Command::SyntaxWorker => syntax_worker::go(),
     };
     match out.finish(result) {
         Ok(code) => ExitCode::from(code),

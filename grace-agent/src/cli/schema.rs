@@ -7,8 +7,8 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, SnapshotView, StatusView,
-    TaskView, TriggerView, VerifyView,
+    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, ScanView, SnapshotView,
+    StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -21,8 +21,8 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "config", "doctor", "explain", "firing", "incident", "pause", "records", "snapshot", "status",
-    "task", "trigger", "verify",
+    "answer", "config", "doctor", "explain", "firing", "incident", "pause", "records", "scan", "snapshot",
+    "status", "task", "trigger", "verify",
 ];
 
 impl Schema {
@@ -42,6 +42,7 @@ impl Schema {
             "incident" => schema_for!(IncidentView),
             "pause" => schema_for!(PauseView),
             "records" => schema_for!(RecordsAnswer),
+            "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
             "task" => schema_for!(TaskView),

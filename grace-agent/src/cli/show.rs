@@ -7,9 +7,12 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use serde::Serialize;
 
 use super::ask::Failure;
-use crate::api::view::{FiringView, Health, ProbeView, ProcessView, StatusView};
+use crate::api::view::{
+    FiringView, Health, ProbeView, ProcessView, ScanItem, ScanState, ScanSummary, ScanView, StatusView,
+    SyntaxView,
+};
 use crate::config::Mode;
-use crate::firing::{RungState, State, Subject};
+use crate::firing::{Rung, RungState, State, Subject};
 
 /// stdout, buffered and locked; a closed one ends the program quietly.
 pub struct Out {
@@ -180,10 +183,11 @@ pub fn firing_line(firing: &FiringView, color: bool) -> String {
         State::Happened => ("happened", YELLOW),
     };
     let mut out = format!(
-        "{} {:<5} {:<12} {} {}  {}",
+        "{} {:<5} {:<12} {} {} {}  {}",
         paint(time_of_day(&firing.at), DIM, color),
         firing.id.to_string(),
         firing.trigger,
+        paint(&format!("{:<12}", firing.route.name()), DIM, color),
         paint(&format!("{word:<8}"), sgr, color),
         paint(&escape(&subject(&firing.subject)), BOLD, color),
         escape(&firing.summary)
@@ -191,7 +195,19 @@ pub fn firing_line(firing: &FiringView, color: bool) -> String {
     if firing.count > 1 {
         let _ = write!(out, " ({} times)", firing.count);
     }
-    for rung in firing.remedy.iter().filter(|r| r.state != RungState::Planned) {
+    rungs(&firing.remedy, color, &mut out);
+    if let Some(since) = &firing.escalated {
+        let _ = write!(out, " · routed to coding_agent since {}", escape(time_of_day(since)));
+    }
+    if firing.evidence_gaps {
+        let _ = write!(out, " {}", paint("[evidence has gaps]", YELLOW, color));
+    }
+    out
+}
+
+/// What was done, rung by rung.
+fn rungs(remedy: &[Rung], color: bool, out: &mut String) {
+    for rung in remedy.iter().filter(|r| r.state != RungState::Planned) {
         let word = match rung.state {
             RungState::Done => paint("done", GREEN, color),
             RungState::Failed => paint("failed", RED, color),
@@ -210,10 +226,6 @@ pub fn firing_line(firing: &FiringView, color: bool) -> String {
             _ => {}
         }
     }
-    if firing.evidence_gaps {
-        let _ = write!(out, " {}", paint("[evidence has gaps]", YELLOW, color));
-    }
-    out
 }
 
 fn mark(state: Health, color: bool) -> String {
@@ -471,6 +483,7 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
     if blind {
         accounts(status, &mut out);
     }
+    let _ = writeln!(out, "  {:<10} {}", "scan", scan_summary(&status.scan, color));
     let lost: Vec<String> =
         status.lost.iter().filter(|(_, n)| **n > 0).map(|(c, n)| format!("{} {n}", escape(c))).collect();
     let lost = if lost.is_empty() { "nothing".to_owned() } else { paint(&lost.join(", "), RED, color) };
@@ -494,6 +507,146 @@ pub fn status_page(status: &StatusView, blind: bool, color: bool) -> String {
     }
     out.pop();
     out
+}
+
+/// The agent's scan at start, in one line.
+fn scan_summary(scan: &ScanSummary, color: bool) -> String {
+    let files =
+        format!("{} source {}", thousands(scan.files), if scan.files == 1 { "file" } else { "files" });
+    let why = scan.why.as_deref().map(escape).unwrap_or_default();
+    match scan.state {
+        ScanState::Off => format!("none at start: {why}"),
+        ScanState::Failed => paint(&format!("not done: {why}"), RED, color),
+        ScanState::Running => format!("under way: {files} so far"),
+        ScanState::Done => {
+            let broken = match scan.broken {
+                0 => paint("all parse", GREEN, color),
+                1 => paint("1 does not parse", RED, color),
+                n => paint(&format!("{} do not parse", thousands(n)), RED, color),
+            };
+            let at = scan.at.as_deref().unwrap_or_default();
+            format!("{files}, {broken} (at {})", escape(at))
+        }
+    }
+}
+
+/// A number as people read it.
+#[must_use]
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Findings of one route that are shown one by one.
+const SHOWN: usize = 50;
+
+/// What a scan found: counts, then who is to mend what.
+#[must_use]
+pub fn scan_picture(scan: &ScanView, color: bool) -> String {
+    let mut out = String::new();
+    if let Some(syntax) = &scan.syntax {
+        let broken = match syntax.broken {
+            0 => paint("✓ 0 issues", GREEN, color),
+            1 => paint("✗ 1 file does not parse", RED, color),
+            n => paint(&format!("✗ {} do not parse", count_files(n)), RED, color),
+        };
+        let _ = writeln!(out, "  {:<10} {broken} · {}", "syntax", syntax_facts(syntax));
+    }
+    if !scan.triggers.is_empty() {
+        let fired = scan.self_healing.iter().chain(&scan.coding_agent).filter(|i| i.firing.is_some()).count();
+        let mark = if fired == 0 { paint("✓", GREEN, color) } else { paint("✗", RED, color) };
+        let _ = writeln!(
+            out,
+            "  {:<10} {mark} {} ({} looked)",
+            "triggers",
+            count(fired, "firing", "firings"),
+            scan.triggers.join(", ")
+        );
+    }
+    for why in &scan.not_done {
+        let _ = writeln!(out, "  {:<10} {}", "not done", paint(&escape(why), YELLOW, color));
+    }
+    if scan.found == 0 {
+        let _ = writeln!(out, "  {:<10} {}", "found", paint("nothing", GREEN, color));
+        return out;
+    }
+    let _ = writeln!(
+        out,
+        "  {:<10} {}",
+        "found",
+        paint(&format!("{} in all", count(scan.found, "issue", "issues")), BOLD, color)
+    );
+    for (mark, name, items) in
+        [("⚡", "Self-Healing", &scan.self_healing), ("🔨", "Coding Agent", &scan.coding_agent)]
+    {
+        if items.is_empty() {
+            continue;
+        }
+        let head = format!("{mark} {} → {name}", count(items.len(), "issue", "issues"));
+        let _ = writeln!(out, "    {}", paint(&head, BOLD, color));
+        for item in items.iter().take(SHOWN) {
+            scan_item(item, color, &mut out);
+        }
+        if let Some(more) = items.len().checked_sub(SHOWN).filter(|n| *n > 0) {
+            let _ = writeln!(out, "      … and {more} more: --json has them all");
+        }
+    }
+    out
+}
+
+fn count_files(n: u64) -> String {
+    format!("{} {}", thousands(n), if n == 1 { "file" } else { "files" })
+}
+
+fn syntax_facts(syntax: &SyntaxView) -> String {
+    let mut out = format!(
+        "{} in {}: {} parsed, {} unchanged",
+        count_files(syntax.files),
+        micros(syntax.took_ms.saturating_mul(1000)),
+        thousands(syntax.parsed),
+        thousands(syntax.cached)
+    );
+    let skipped: Vec<String> =
+        syntax.skipped.iter().map(|(why, n)| format!("{} {}", thousands(*n), escape(why))).collect();
+    if !skipped.is_empty() {
+        let _ = write!(out, ", left out: {}", skipped.join(", "));
+    }
+    out
+}
+
+fn scan_item(item: &ScanItem, color: bool, out: &mut String) {
+    let id = item.firing.map(|id| format!(" {id}")).unwrap_or_default();
+    let _ = write!(
+        out,
+        "      {}{}: {}",
+        paint(&escape(&item.title), BOLD, color),
+        paint(&id, DIM, color),
+        escape(&item.summary)
+    );
+    rungs(&item.remedy, color, out);
+    out.push('\n');
+    if item.errors.is_empty() {
+        return;
+    }
+    let Subject::File(path) = &item.subject else { return };
+    for error in &item.errors {
+        let _ = writeln!(
+            out,
+            "        {}:{}:{}: {}",
+            escape(&path.display().to_string()),
+            error.line,
+            error.column,
+            escape(&error.problem)
+        );
+        let _ = writeln!(out, "          {}", paint(&escape(error.text.trim()), DIM, color));
+    }
 }
 
 #[cfg(test)]

@@ -163,10 +163,14 @@ mod tests {
             model: vec![],
             queue: vec![],
             route: vec![],
+            repo: vec![],
             ..on.clone()
         };
         assert_eq!(alone, wanted);
-        assert_eq!((on.process.len(), on.file.len(), on.queue.len(), on.route.len()), (1, 1, 1, 1));
+        assert_eq!(
+            (on.process.len(), on.file.len(), on.queue.len(), on.route.len(), on.repo.len()),
+            (1, 1, 1, 1, 1)
+        );
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);
     }

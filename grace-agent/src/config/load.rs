@@ -405,6 +405,24 @@ impl Config {
 
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
+
+        let mut repos = BTreeMap::new();
+        for (i, repo) in self.repo.iter().enumerate() {
+            let at = [Step::Key("repo"), Step::Index(i), Step::Key("path")];
+            if let Err(why) = check_path(&repo.path) {
+                out.push(&at, why);
+            }
+            if let Some(first) = repos.insert(repo.path.components().collect::<PathBuf>(), i) {
+                let path = shown(&repo.path);
+                let first = first + 1;
+                out.push(&at, format!("`{path}` is already declared by [[repo]] number {first}"));
+            }
+        }
+        for (i, path) in self.scan.paths.iter().enumerate() {
+            if let Err(why) = check_path(path) {
+                out.push(&[Step::Key("scan"), Step::Key("paths"), Step::Index(i)], why);
+            }
+        }
         out.0
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use grace_common::CLASS_NAMES;
 use tokio::sync::broadcast;
 
+use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::{Duties, Notes};
@@ -15,16 +16,17 @@ use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, IncidentView, LatencyView,
-    PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer, RefusedView, RingView, SnapshotView,
-    SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
+    PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer, RefusedView, RingView, ScanItem, ScanState,
+    ScanView, SnapshotView, SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 use crate::config;
 use crate::config::{Config, Process};
+use crate::engine;
 use crate::error_chain::chain;
 use crate::event::Kind;
 use crate::file_state::{ContentKind, FileState};
-use crate::firing::{FiringId, Scope, State};
+use crate::firing::{FiringId, Route, Scope, State, Subject};
 use crate::host;
 use crate::journal::Journal;
 use crate::reported::Reported;
@@ -36,7 +38,6 @@ use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
-use crate::triggers;
 
 /// The agent as the socket sees it.
 pub(super) struct Agent {
@@ -64,6 +65,7 @@ pub(super) struct Agent {
     pub(super) config_view: Mutex<ConfigView>,
     pub(super) cost: Arc<Mutex<CostView>>,
     pub(super) records: Records,
+    pub(super) boot_scan: Arc<BootScan>,
 }
 
 impl Agent {
@@ -274,12 +276,13 @@ impl Control for Agent {
             pauses: pauses::list(&self.executor).unwrap_or_default(),
             config: config_view,
             records: self.records.view(),
+            scan: self.boot_scan.summary(),
         }
     }
 
     fn firings(&self, query: &FiringsQuery) -> Result<Vec<FiringView>, ControlError> {
         if let Some(name) = &query.trigger
-            && !triggers::specs().iter().any(|s| s.name == name)
+            && !engine::specs().iter().any(|s| s.name == name)
         {
             return Err(ControlError::Bad(format!(
                 "no trigger `{}`: `grace triggers` lists them",
@@ -301,7 +304,7 @@ impl Control for Agent {
             Err(_) => None,
         };
         let name = firing.as_ref().map_or(what, |(view, _)| view.trigger.as_str());
-        let spec = triggers::specs().into_iter().find(|s| s.name == name).ok_or_else(|| {
+        let spec = engine::specs().into_iter().find(|s| s.name == name).ok_or_else(|| {
             ControlError::NotFound(format!(
                 "`{}` is neither a firing (f-12) nor a trigger: `grace firings` and `grace triggers` list them",
                 what.escape_debug()
@@ -342,6 +345,8 @@ impl Control for Agent {
                 state: if duty.works { Health::Ok } else { Health::Degraded },
                 subjects: duty.subjects,
                 holds: duty.holds,
+                route: duty.spec.route,
+                remedy: duty.spec.remedy.to_owned(),
             })
             .collect()
     }
@@ -509,7 +514,65 @@ impl Control for Agent {
         }
         answer
     }
+
+    fn scan(&self, peer: Peer) -> Result<ScanView, ControlError> {
+        self.journal.note("command", format!("scan by uid {}", peer.uid));
+        let began = clock::wall_rfc3339();
+        let drifts: Vec<PathBuf> = self
+            .verify(&[])
+            .into_iter()
+            .filter(|view| matches!(view.verdict, VerifyVerdict::Drift | VerifyVerdict::Missing))
+            .map(|view| view.path)
+            .collect();
+        self.executor.processes.check_progress();
+        let broken = self.boot_scan.look_again();
+        // What was seen is on its way to the engine: told when the firings say the same.
+        let clock = Stopwatch::start();
+        let fired = loop {
+            let mut firings =
+                self.firings(&FiringsQuery { limit: Some(10_000), ..FiringsQuery::default() })?;
+            firings.retain(|f| f.state == State::Holds || f.at >= began);
+            let of = |trigger: &str, path: &Path| {
+                firings
+                    .iter()
+                    .rev()
+                    .find(|f| f.trigger == trigger && matches!(&f.subject, Subject::File(p) if p == path))
+            };
+            let settled = drifts.iter().all(|path| of("config_drift", path).is_some())
+                && broken.iter().all(|(path, broken)| {
+                    of("syntax", path).is_some_and(|f| f.state == State::Holds) == *broken
+                });
+            if settled || clock.elapsed() > SETTLE {
+                break firings;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        let (healing, coding): (Vec<_>, Vec<_>) = fired
+            .iter()
+            // A file that parses again is no finding.
+            .filter(|f| f.trigger != "syntax" || f.state == State::Holds)
+            .partition(|f| f.route == Route::SelfHealing);
+        let items = |of: Vec<&FiringView>| of.into_iter().map(ScanItem::of_firing).collect::<Vec<_>>();
+        let (self_healing, coding_agent) = (items(healing), items(coding));
+        Ok(ScanView {
+            found: self_healing.len() + coding_agent.len(),
+            self_healing,
+            coding_agent,
+            state: ScanState::Done,
+            at: Some(clock::wall_rfc3339()),
+            triggers: lock(&self.duties).iter().filter(|d| d.works).map(|d| d.spec.name.to_owned()).collect(),
+            syntax: None,
+            not_done: Vec::new(),
+        })
+    }
+
+    fn scanned(&self) -> ScanView {
+        self.boot_scan.view()
+    }
 }
+
+/// How long a scan waits for the engine to judge what was seen.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Agent {
     /// Lets those send records whom the configuration names, and those whom declared processes run as.

@@ -5,6 +5,7 @@
 //! and `grace-journald` look for errors · `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
+mod boot_scan;
 mod control;
 mod executor;
 mod gate;
@@ -27,7 +28,9 @@ use crate::actions::restore_file;
 use crate::actions::shed_load;
 use crate::actions::start_process::{self, Adopted};
 use crate::api::server;
-use crate::api::view::{ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, SourceView};
+use crate::api::view::{
+    ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, ScanView, SourceView,
+};
 use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
@@ -36,6 +39,7 @@ use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind, RestartPolicy};
 use crate::file_state::ContentKind;
+use crate::firing::State;
 use crate::host;
 use crate::journal::Journal;
 use crate::prompt::prompt;
@@ -53,6 +57,7 @@ use crate::sources::records::{Records, Socket};
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::triggers;
+use boot_scan::BootScan;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -249,6 +254,8 @@ fn serve(
     };
     let upkeep_thread =
         std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;
+    let scan_settings = config.clone();
+    let boot_scan = Arc::new(BootScan::new(Arc::clone(&executor), state.path(), &config, Arc::clone(&stop)));
     let probes_at_end = probes.clone();
     let agent = Arc::new(Agent {
         since,
@@ -276,13 +283,21 @@ fn serve(
         config_view: Mutex::new(ConfigView { file: config_file, refused: None }),
         cost,
         records,
+        boot_scan: Arc::clone(&boot_scan),
     });
     agent.admit_senders();
     let inventory = Arc::clone(&agent);
     runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
+    let (tell_scan, scanned) = tokio::sync::oneshot::channel();
+    let scanning = std::thread::Builder::new().name("grace-scan".into()).spawn(move || {
+        boot_scan.run(&scan_settings, |view| {
+            // The main thread shows it, which holds the terminal; none listens at the end.
+            drop(tell_scan.send(view));
+        });
+    })?;
 
-    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded))?;
+    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded, scanned))?;
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
     followed.stop();
@@ -305,6 +320,7 @@ fn serve(
         }
     }
     upkeep_thread.thread().unpark();
+    scanning.thread().unpark();
     // A stopped agent leaves nothing in the kernel. One that is stopped to be started again leaves its probes.
     if !again && let Some(Err(err)) = probes_at_end.map(|probes| probes.unpin()) {
         tracing::error!(%err, "the probes' pins cannot be taken away: they run on");
@@ -329,6 +345,7 @@ async fn until_told(
     agent: &Arc<Agent>,
     listener: std::os::unix::net::UnixListener,
     reloaded: &Mutex<Option<Config>>,
+    mut scanned: tokio::sync::oneshot::Receiver<ScanView>,
 ) -> anyhow::Result<bool> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -348,14 +365,23 @@ async fn until_told(
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
     let mut usr1 = signal(SignalKind::user_defined1())?;
-    let mut again = false;
+    let (mut again, mut scan_told) = (false, false);
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = usr1.recv() => { again = true; break; }
             _ = hup.recv() => reload(options, agent, reloaded),
+            // Ends without a word where there was no scan.
+            view = &mut scanned, if !scan_told => {
+                scan_told = true;
+                if let Some(view) = view.ok().filter(|_| !options.quiet) {
+                    print(&show::scan_picture(&view, options.color));
+                }
+            }
             firing = follow.recv() => match firing {
+                // The scan's own picture tells what it found.
+                Ok(firing) if firing.trigger == "syntax" && firing.state == State::Holds => {}
                 Ok(firing) if !options.quiet && show::worth_a_line(&firing) => print(&format!("{}\n", show::firing_line(&firing, options.color))),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(n)) if !options.quiet => {

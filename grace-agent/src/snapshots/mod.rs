@@ -464,6 +464,27 @@ CREATE INDEX IF NOT EXISTS owned_id ON owned (id);
 CREATE TABLE IF NOT EXISTS doomed (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
+/// The current versions in the state folder `folder`, read without becoming its owner: for when no agent runs. None where
+/// there is no such folder.
+///
+/// # Errors
+/// Where it may not be read, or as SQLite says it.
+pub fn peek(folder: &Path) -> Result<Vec<Snapshot>, StoreError> {
+    let db = folder.join("state.db");
+    match db.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(Vec::new()),
+        Err(source) => return Err(StoreError::Read { path: db, source }),
+    }
+    let doing = "list the owned files";
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let db = Connection::open_with_flags(&db, flags).map_err(database(doing))?;
+    let mut query =
+        db.prepare(&format!("{SELECT} WHERE c.id IS NOT NULL ORDER BY s.path")).map_err(database(doing))?;
+    let rows = query.query_map([], snapshot).map_err(database(doing))?;
+    rows.collect::<Result<_, _>>().map_err(database(doing))
+}
+
 const SELECT: &str = "
 SELECT s.*, c.id IS NOT NULL AS current FROM snapshots s LEFT JOIN owned c ON c.path = s.path AND c.id = s.id";
 

@@ -8,7 +8,7 @@ use super::{Spec, Trigger};
 use crate::config;
 use crate::event::Event;
 use crate::file_state::ContentKind;
-use crate::firing::Verdict;
+use crate::firing::{Route, Verdict};
 use crate::owned::{OwnedFiles, Terms};
 
 /// What this trigger is.
@@ -26,6 +26,7 @@ pub static SPEC: Spec = Spec {
     remedy: "restore the snapshot → after 3 returns: stop, file a task",
     needs: "fanotify (root) and the file_dirty probe; without them inotify and a sweep, which do not say who wrote",
     evidence: &["file", "fanotify", "inotify"],
+    route: Route::SelfHealing,
 };
 
 /// The trigger.

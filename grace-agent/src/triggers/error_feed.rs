@@ -12,7 +12,7 @@ use crate::action::Action;
 use crate::config;
 use crate::event::{Event, Kind, Timestamp};
 use crate::faults;
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
@@ -30,6 +30,7 @@ pub static SPEC: Spec = Spec {
     remedy: "file a task with the first and the last trace",
     needs: "log files or captured output of a [[process]]; /dev/kmsg (root) for the kernel's; journalctl for units",
     evidence: &["logs", "errors", "kmsg", "journald"],
+    route: Route::CodingAgent,
 };
 
 /// Signatures that are remembered; the one not seen for longest goes first.

@@ -13,7 +13,7 @@ use crate::action::Action;
 use crate::baseline::Baseline;
 use crate::config;
 use crate::event::{Event, Kind, Timestamp};
-use crate::firing::{Finding, Subject, Verdict, who};
+use crate::firing::{Finding, Route, Subject, Verdict, who};
 use process::{Process, describe};
 use pulse::{Beat, Pulse, Rule};
 use work::Output;
@@ -48,6 +48,7 @@ pub static SPEC: Spec = Spec {
             fork and exec for descendants; syscall_count for spinning; syscall_latency for slow calls; applications that \
             send heartbeats, depths, latencies or metrics; their logs",
     evidence: &["exit", "process", "records"],
+    route: Route::SelfHealing,
 };
 
 /// The trigger.

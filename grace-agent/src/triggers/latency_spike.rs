@@ -13,7 +13,7 @@ use crate::action::Action;
 use crate::baseline::Baseline;
 use crate::config;
 use crate::event::{Event, Kind, Timestamp};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{self, Finding, Subject, Verdict};
 use crate::sketch::Sketch;
 use level::{Change, Level, Rule, for_how_long};
 
@@ -37,6 +37,7 @@ pub static SPEC: Spec = Spec {
     needs: "applications that tell depths and latencies; syscall_latency (root) for calls; sock_diag for accept queues of \
             the agent's own network namespace",
     evidence: &["records"],
+    route: firing::Route::SelfHealing,
 };
 
 /// A route's p95 is taken of all answers within this time, and longer until there are enough.

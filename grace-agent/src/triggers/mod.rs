@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::config;
 use crate::event::{Event, Timestamp};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 
 /// What a trigger is: the only place where its name, summary and help stand. Feeds `grace triggers`, `grace explain`
 /// and the README's table.
@@ -32,6 +32,8 @@ pub struct Spec {
     pub needs: &'static str,
     /// The classes of events (names of `Lost`) whose loss is a gap in this trigger's evidence.
     pub evidence: &'static [&'static str],
+    /// Who is to mend what it finds, as long as nothing else is known.
+    pub route: Route,
 }
 
 /// A judge.
@@ -124,4 +126,23 @@ pub fn specs() -> Vec<&'static Spec> {
         &latency_spike::SPEC,
         &error_feed::SPEC,
     ]
+}
+
+/// The triggers as a table in Markdown: the README's, which `grace triggers --markdown` prints.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out =
+        String::from("| trigger | watches | fires when | then | goes to |\n|---|---|---|---|---|\n");
+    for spec in specs() {
+        let cell = |text: &str| text.replace('|', "\\|");
+        out.push_str(&format!(
+            "| `{}` | {} | {} | {} | `{}` |\n",
+            spec.name,
+            cell(spec.subjects),
+            cell(spec.summary),
+            cell(spec.remedy),
+            spec.route.name()
+        ));
+    }
+    out
 }

@@ -13,7 +13,7 @@ use crate::action::Action;
 use crate::config;
 use crate::event::{Event, Kind, Timestamp};
 use crate::file_state::ContentKind;
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 use crate::owned::{OwnedFiles, Terms};
 
 /// What this trigger is.
@@ -31,6 +31,7 @@ pub static SPEC: Spec = Spec {
     remedy: "restore the weights → task; accuracy with intact weights: task",
     needs: "as config_drift; accuracy needs somebody who reports it",
     evidence: &["file", "fanotify", "inotify"],
+    route: Route::SelfHealing,
 };
 
 /// Models whose accuracy is followed at most: names come from applications.

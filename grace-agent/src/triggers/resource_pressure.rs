@@ -12,7 +12,7 @@ use super::{Spec, Trigger};
 use crate::action::{Action, Shed};
 use crate::config;
 use crate::event::{Event, Kind, Reading, Timestamp};
-use crate::firing::{Finding, Subject, Verdict};
+use crate::firing::{Finding, Route, Subject, Verdict};
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
@@ -28,6 +28,7 @@ pub static SPEC: Spec = Spec {
     remedy: "shed load: throttle → freeze → terminate the least important → task",
     needs: "/proc; PSI (psi=1) for stalls",
     evidence: &[],
+    route: Route::SelfHealing,
 };
 
 /// Resources followed at most: mounts are named by whoever mounts.

@@ -15,6 +15,7 @@ mod records;
 mod report;
 mod restart;
 mod ring;
+mod scan;
 mod start;
 mod stats;
 mod syscall;
@@ -34,7 +35,7 @@ use report::{Strain, Table};
 /// Measures Grace beside its peers, and prints tables (needs root; --quick takes some minutes, else far longer).
 ///
 /// Peers that are missing are installed with apt, as `cargo xtask setup` does: inotify-tools, runit, s6,
-/// supervisor, monit, bpfcc-tools, bpftrace, strace, redis. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
+/// supervisor, monit, bpfcc-tools, bpftrace, strace, redis; ruff with pip. Everything is done in a folder among the temporary files (TMPDIR), which should lie on a
 /// real disk: syncing is a part of what is measured.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -73,6 +74,8 @@ enum Name {
     Ring,
     /// How many datagrams a second applications can send, and what they cost
     Records,
+    /// How many source files a second are checked for syntax errors
+    Scan,
 }
 
 /// What every benchmark needs to know.
@@ -120,6 +123,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Program => program::measure(&bench),
             Name::Ring => ring::measure(&bench),
             Name::Records => records::measure(&bench),
+            Name::Scan => scan::measure(&bench),
         };
         match table {
             Ok(mut table) => {
