@@ -349,12 +349,10 @@ mod tests {
         assert!(matches!(gone, Err(ScanError::Worker(_))), "{gone:?}");
         drop(answers);
         assert!(heard.iter().all(|a| a.told.checked == Checked::Skipped(Skip::Crashed)));
-        let none = hand_out(
-            Path::new("/nonexistent"),
-            &Mutex::new(channel().1),
-            &channel().0,
-            &AtomicBool::new(false),
-        );
+        let (send, jobs) = channel();
+        drop(send);
+        let (answers, _heard) = channel();
+        let none = hand_out(Path::new("/nonexistent"), &Mutex::new(jobs), &answers, &AtomicBool::new(false));
         assert!(none.is_ok(), "nothing to do needs no program");
     }
 
