@@ -301,7 +301,7 @@ fn a_panicking_trigger_is_disabled_alone() {
     assert!(fired.contains(&("bad", State::Happened)), "{fired:?}");
     assert!(fired.contains(&("config_drift", State::Holds)), "{fired:?}");
     let works: Vec<bool> = engine.duties().iter().map(|d| d.works).collect();
-    assert_eq!(works, [false, true, true]);
+    assert!(!works[0] && works[1..].iter().all(|works| *works), "{works:?}");
 }
 
 /// A disk that was full for an hour does not leave a file broken for good.

@@ -11,13 +11,16 @@ use std::path::{Path, PathBuf};
 /// say the same; a new room goes into both.
 const ROOMS: &[(&str, &[&str])] = &[
     // Vocabulary: plain data.
-    ("event", &["action", "config", "file_state"]),
+    ("event", &["action", "code_facts", "config", "file_state"]),
     ("file_state", &[]),
     ("firing", &["action", "event"]),
-    ("action", &["event", "file_state", "firing"]),
-    ("config", &["event"]),
+    ("action", &["event", "file_state", "firing", "shape"]),
+    ("config", &["code_facts", "event"]),
+    ("shape", &["shape"]),
+    ("code_facts", &["shape"]),
+    ("risk", &[]),
     // Judgement: pure.
-    ("triggers", &["action", "config", "event", "file_state", "firing", "triggers"]),
+    ("triggers", &["action", "code_facts", "config", "event", "file_state", "firing", "shape", "triggers"]),
     ("policy", &["action", "config", "event"]),
     ("incident", &["action", "event", "firing"]),
     ("engine", &["action", "config", "event", "firing", "incident", "policy", "triggers"]),
@@ -36,17 +39,21 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "api::view",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "event",
             "file_meta",
             "file_state",
             "prompt",
+            "risk",
             "safe_path",
             "sha256",
+            "shape",
             "sources",
         ],
     ),
+    ("known", &[]),
     (
         "snapshots",
         &[
@@ -78,13 +85,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "config", "event", "file_state", "firing"]),
+    ("api", &["api", "code_facts", "config", "event", "file_state", "firing"]),
     (
         "cli",
         &[
             "api",
             "cli",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "event",
@@ -109,6 +117,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "api",
             "cli",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "daemon",
@@ -118,9 +127,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "firing",
             "host",
             "journal",
+            "known",
             "prompt",
             "recording",
             "safe_path",
+            "shape",
             "snapshots",
             "sources",
             "state_dir",
@@ -130,8 +141,20 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms whose code may not reach outside of itself.
-const PURE: &[&str] =
-    &["event", "file_state", "firing", "action", "triggers", "policy", "incident", "engine", "replay"];
+const PURE: &[&str] = &[
+    "event",
+    "file_state",
+    "firing",
+    "action",
+    "triggers",
+    "policy",
+    "incident",
+    "engine",
+    "replay",
+    "shape",
+    "code_facts",
+    "risk",
+];
 
 /// What no pure room names.
 const EFFECTS: &[&str] = &[

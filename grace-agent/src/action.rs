@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::Timestamp;
 use crate::file_state::{FileId, KnownGood};
 use crate::firing::{FiringId, Subject};
+use crate::shape::Shape;
 
 /// What Grace can do to a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +50,15 @@ pub enum Action {
         /// When it is done.
         acceptance: String,
     },
+    /// Keep what was learned of an endpoint's answers, for the next start.
+    KeepShape {
+        /// The endpoint's name.
+        endpoint: String,
+        /// Answers that it was learned from.
+        answers: u32,
+        /// What was learned.
+        shape: Box<Shape>,
+    },
 }
 
 impl Action {
@@ -61,13 +71,14 @@ impl Action {
             Self::StartProcess { .. } => "start_process",
             Self::StopProcess { .. } => "stop_process",
             Self::FileTask { .. } => "file_task",
+            Self::KeepShape { .. } => "keep_shape",
         }
     }
 
     /// False for what only writes a note in Grace's own state: allowed in `observe` mode, too.
     #[must_use]
     pub fn changes_host(&self) -> bool {
-        !matches!(self, Self::FileTask { .. } | Self::AcceptFile { .. })
+        !matches!(self, Self::FileTask { .. } | Self::AcceptFile { .. } | Self::KeepShape { .. })
     }
 }
 

@@ -13,9 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Restart, RestartPolicy};
 
+mod code;
 mod describe;
 mod load;
 
+pub use code::{
+    CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
+};
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step};
 
 /// Whether Grace may change the host.
@@ -47,6 +51,12 @@ pub struct Config {
     pub record: Record,
     /// The kernel side.
     pub probes: Probes,
+    /// HTTP endpoints whose answers are watched.
+    pub endpoint: Vec<Endpoint>,
+    /// Sets of packages and programs that are watched, beside those of the declared processes.
+    pub environment: Vec<Environment>,
+    /// Git repos whose code is watched.
+    pub repo: Vec<Repo>,
 }
 
 /// A process that Grace starts and supervises.
@@ -166,6 +176,14 @@ pub struct Triggers {
     pub config_drift: ConfigDrift,
     /// `health_gap`.
     pub health_gap: HealthGap,
+    /// `telemetry_drift`.
+    pub telemetry_drift: TelemetryDrift,
+    /// `dependency_regression`.
+    pub dependency_regression: DependencyRegression,
+    /// `code_diff`.
+    pub code_diff: CodeDiff,
+    /// `predicted_failure`.
+    pub predicted_failure: PredictedFailure,
 }
 
 /// Settings of `config_drift`.

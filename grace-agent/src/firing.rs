@@ -22,6 +22,12 @@ pub enum Subject {
     Process(String),
     /// One of Grace's own triggers.
     Trigger(String),
+    /// A git repo, by its folder.
+    Repo(PathBuf),
+    /// A polled endpoint, by name.
+    Endpoint(String),
+    /// A set of packages, by name.
+    Environment(String),
 }
 
 impl fmt::Display for Subject {
@@ -30,6 +36,9 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Repo(path) => write!(f, "repo {}", path.display()),
+            Self::Endpoint(name) => write!(f, "endpoint {name}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
         }
     }
 }

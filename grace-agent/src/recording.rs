@@ -210,6 +210,13 @@ impl Recorder {
                 }
                 return;
             }
+            Kind::EndpointDeclared { name, .. } => (4, name.clone()),
+            Kind::EndpointKnown { name, .. } => (5, name.clone()),
+            Kind::EndpointForgotten { name } => {
+                self.preamble.remove(&(4, name.clone()));
+                self.preamble.remove(&(5, name.clone()));
+                return;
+            }
             _ => return,
         };
         self.preamble.insert(key, event.clone());

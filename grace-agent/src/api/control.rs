@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    EndpointView, ExplainView, FiringView, GoodView, PathAnswer, SnapshotView, StatusView, TaskView,
+    TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
@@ -80,4 +81,10 @@ pub trait Control: Send + Sync + 'static {
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
     /// The configuration in force.
     fn config(&self) -> Config;
+    /// The polled endpoints.
+    fn endpoints(&self) -> Result<Vec<EndpointView>, ControlError>;
+    /// Take an endpoint's answers as they are now as known.
+    fn accept_endpoint(&self, name: &str, peer: Peer) -> Result<EndpointView, ControlError>;
+    /// Mark the commit that is checked out in each of `repos`, or in every one, as known-good.
+    fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError>;
 }

@@ -432,3 +432,39 @@ pub struct EvidenceView {
     /// The content, capped.
     pub text: String,
 }
+
+/// `grace endpoint list --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EndpointView {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// When it was last asked.
+    pub asked: Option<String>,
+    /// Answers since the agent started that could be judged.
+    pub answers: u64,
+    /// Why the last question brought nothing that can be judged.
+    pub trouble: Option<String>,
+    /// The OpenAPI document that says what its answers look like; none: that is learned.
+    pub openapi: Option<PathBuf>,
+    /// Answers that it was learned from.
+    pub learned_from: Option<u32>,
+    /// What is known of its answers, as JSON Schema (`grace endpoint show`).
+    pub schema: Option<serde_json::Value>,
+}
+
+/// What became of marking a commit as known-good. `grace good --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GoodView {
+    /// The repo's folder.
+    pub repo: PathBuf,
+    /// The commit that is the known-good one now; none: nothing was marked.
+    pub commit: Option<String>,
+    /// The one that was before.
+    pub before: Option<String>,
+    /// Why nothing was marked.
+    pub error: Option<String>,
+    /// Tracked files that are not what they are in the commit; capped.
+    pub dirty: Vec<String>,
+}

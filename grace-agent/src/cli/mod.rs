@@ -7,8 +7,10 @@ pub mod ask;
 mod canary;
 pub mod config;
 pub mod doctor;
+pub mod endpoint;
 pub mod explain;
 pub mod firings;
+pub mod good;
 pub mod inject;
 pub mod manual;
 pub mod replay;
@@ -120,6 +122,10 @@ enum Command {
     Tasks(tasks::Tasks),
     /// JSON Schema of what --json prints
     Schema(schema::Schema),
+    /// The polled endpoints, and what is known of their answers
+    Endpoint(endpoint::Endpoint),
+    /// Mark the commit that is checked out as known-good
+    Good(good::Good),
     /// Completion for a shell, to stdout
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
@@ -153,6 +159,8 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Unpin(command) => command.go(global, &mut out),
         Command::Tasks(command) => command.go(global, &mut out),
         Command::Schema(command) => command.go(global, &mut out),
+        Command::Endpoint(command) => command.go(global, &mut out),
+        Command::Good(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary => canary::go(),

@@ -147,6 +147,9 @@ fn subject(subject: &Subject) -> String {
         Subject::File(path) => path.display().to_string(),
         Subject::Process(name) => name.clone(),
         Subject::Trigger(name) => format!("trigger {name}"),
+        Subject::Repo(path) => path.display().to_string(),
+        Subject::Endpoint(name) => name.clone(),
+        Subject::Environment(name) => name.clone(),
     }
 }
 

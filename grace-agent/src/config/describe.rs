@@ -152,8 +152,17 @@ mod tests {
         // Not set by default: switched on it is the example.
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         assert!(wanted.triggers.health_gap.spinning.is_some());
-        assert_eq!(Config { process: vec![], file: vec![], ..on.clone() }, wanted);
+        let tables = Config {
+            process: vec![],
+            file: vec![],
+            endpoint: vec![],
+            environment: vec![],
+            repo: vec![],
+            ..on.clone()
+        };
+        assert_eq!(tables, wanted);
         assert_eq!((on.process.len(), on.file.len()), (1, 1));
+        assert_eq!((on.endpoint.len(), on.environment.len(), on.repo.len()), (1, 1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);
     }

@@ -14,9 +14,9 @@ use super::{declare, degraded};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
-    ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, LatencyView, PathAnswer,
-    ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView, TaskView, TriggerView,
-    VerifyVerdict, VerifyView,
+    ConfigView, CostView, DescendantView, EndpointView, ExplainView, FiringView, GoodView, Health,
+    LatencyView, PathAnswer, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView,
+    TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
 use crate::config;
@@ -83,6 +83,7 @@ impl Agent {
                 format!("waiting over 10 s: {}", psi.join(", "))
             },
         });
+        out.extend(self.executor.code.health());
         out
     }
 
@@ -449,6 +450,18 @@ impl Control for Agent {
 
     fn config(&self) -> Config {
         lock(&self.config).clone()
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointView>, ControlError> {
+        Ok(self.executor.code.endpoint_views())
+    }
+
+    fn accept_endpoint(&self, name: &str, peer: Peer) -> Result<EndpointView, ControlError> {
+        self.executor.code.accept_endpoint(name, peer)
+    }
+
+    fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError> {
+        self.executor.code.mark_good(repos, force, peer)
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::code::Code;
 use super::gate::Gate;
 use crate::action::{Action, Order, Outcome};
 use crate::actions::restore_file::{self, Restored};
@@ -42,6 +43,7 @@ pub(super) struct Executor {
     pub(super) running: PathBuf,
     pub(super) boot_id: String,
     pub(super) events: SyncSender<Event>,
+    pub(super) code: Arc<Code>,
 }
 
 impl Executor {
@@ -84,6 +86,7 @@ impl Executor {
             Action::FileTask { title, acceptance } => {
                 self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
             }
+            Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }
     }
 

@@ -4,6 +4,7 @@
 //! `grace-engine` judges · `grace-journal` makes it durable · `grace-upkeep` keeps time · tokio serves the socket and
 //! its blocking pool carries out orders.
 
+mod code;
 mod control;
 mod executor;
 mod gate;
@@ -35,6 +36,7 @@ use crate::event::{Event, Kind};
 use crate::file_state::ContentKind;
 use crate::host;
 use crate::journal::Journal;
+use crate::known::Known;
 use crate::prompt::prompt;
 use crate::recording::Recorder;
 use crate::safe_path::own_name;
@@ -45,6 +47,7 @@ use crate::sources::ebpf::self_test;
 use crate::sources::processes::Processes;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
+use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -143,6 +146,9 @@ fn serve(
     if let Some(reader) = &reader {
         reader.tell_processes(Arc::clone(&processes));
     }
+    let known = Arc::new(Known::open(state.db()?)?);
+    let code = Code::start(known, Arc::clone(&journal), events.clone());
+    let code = Arc::new(code.context("cannot start to watch code")?);
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -155,6 +161,7 @@ fn serve(
         running: state.path().join("running"),
         boot_id: boot_id.clone(),
         events: events.clone(),
+        code: Arc::clone(&code),
     });
 
     let engine = Engine::new(&config);
@@ -191,6 +198,7 @@ fn serve(
     for process in &config.process {
         declare(&executor, process.clone());
     }
+    code.set(&config, None);
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let latency = Arc::new(Mutex::new(LatencyView::default()));
@@ -238,6 +246,7 @@ fn serve(
     // In the order of the flow: no new facts, then what was judged becomes durable.
     stop.store(true, Ordering::Release);
     files.stop();
+    code.stop();
     executor.send(Kind::Tick);
     for thread in [files_thread, engine_thread] {
         if thread.join().is_err() {
@@ -347,6 +356,8 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for process in &config.process {
         declare(executor, process.clone());
     }
+    let before = lock(&agent.config).clone();
+    executor.code.set(&config, Some(&before));
     *lock(&agent.probe_settings) = config.probes.clone();
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };

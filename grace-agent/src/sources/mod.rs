@@ -2,8 +2,10 @@
 
 mod cgroup;
 pub mod ebpf;
+pub mod endpoints;
 pub mod fanotify;
 pub mod files;
+pub mod git;
 pub mod gpu;
 pub mod inode;
 pub mod lineage;
@@ -11,4 +13,6 @@ pub mod look;
 pub mod mapped;
 pub mod processes;
 mod progress;
+pub mod repos;
+mod tests_for;
 pub mod who;

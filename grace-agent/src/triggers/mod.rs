@@ -1,8 +1,12 @@
 //! The judges: one file per trigger, each pure. A trigger sees events and says verdicts; it reads no clock, file or
 //! network, and names actions without performing them.
 
+pub mod code_diff;
 pub mod config_drift;
+pub mod dependency_regression;
 pub mod health_gap;
+pub mod predicted_failure;
+pub mod telemetry_drift;
 
 use crate::config;
 use crate::event::{Actor, Event, Inferred, Timestamp};
@@ -48,13 +52,24 @@ pub fn all(config: &config::Triggers) -> Vec<Box<dyn Trigger>> {
     vec![
         Box::new(health_gap::HealthGap::new(config.health_gap.clone())),
         Box::new(config_drift::ConfigDrift::new(config.config_drift.clone())),
+        Box::new(telemetry_drift::TelemetryDrift::new(config.telemetry_drift.clone())),
+        Box::new(dependency_regression::DependencyRegression::new(config.dependency_regression.clone())),
+        Box::new(code_diff::CodeDiff::new(config.code_diff.clone())),
+        Box::new(predicted_failure::PredictedFailure::new(config.predicted_failure.clone())),
     ]
 }
 
 /// What each trigger is, in the same order.
 #[must_use]
 pub fn specs() -> Vec<&'static Spec> {
-    vec![&health_gap::SPEC, &config_drift::SPEC]
+    vec![
+        &health_gap::SPEC,
+        &config_drift::SPEC,
+        &telemetry_drift::SPEC,
+        &dependency_regression::SPEC,
+        &code_diff::SPEC,
+        &predicted_failure::SPEC,
+    ]
 }
 
 /// An actor in one phrase: `sed (pid 812, uid 0, /usr/bin/sed)`. What the process chose itself is escaped.

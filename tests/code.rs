@@ -1,0 +1,280 @@
+//! The triggers about code through the front door: a real HTTP server whose answers change, a real git repo, a real folder
+//! of Python packages, and what the agent makes of them.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests")]
+
+mod harness;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use harness::{Agent, wait_until};
+use serde_json::{Value, json};
+
+/// An HTTP server on loopback whose answer can be changed.
+struct Server {
+    url: String,
+    /// Status line and body.
+    answer: Arc<Mutex<(String, String)>>,
+    asked: Arc<Mutex<u64>>,
+}
+
+impl Server {
+    fn start(body: &Value) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/models", listener.local_addr().unwrap());
+        let answer = Arc::new(Mutex::new(("200 OK".to_owned(), body.to_string())));
+        let asked = Arc::new(Mutex::new(0));
+        let (mine, count) = (Arc::clone(&answer), Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head);
+                let (status, body) = mine.lock().unwrap().clone();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                *count.lock().unwrap() += 1;
+            }
+        });
+        Self { url, answer, asked }
+    }
+
+    fn answers(&self, status: &str, body: &Value) {
+        *self.answer.lock().unwrap() = (status.to_owned(), body.to_string());
+    }
+
+    /// Waits until it was asked `more` times again.
+    fn wait_asked(&self, more: u64) {
+        let before = *self.asked.lock().unwrap();
+        wait_until("the endpoint is asked", || *self.asked.lock().unwrap() >= before + more);
+    }
+}
+
+fn endpoint(url: &str, more: &str) -> String {
+    format!("[[endpoint]]\nname = \"models\"\nurl = \"{url}\"\nevery = \"100ms\"\n{more}\n")
+}
+
+fn of(trigger: &'static str, state: &'static str) -> impl Fn(&Value) -> bool {
+    move |f| f["trigger"] == trigger && f["state"] == state
+}
+
+fn count(agent: &Agent, trigger: &str) -> usize {
+    agent.firings().iter().filter(|f| f["trigger"] == trigger && f["state"] != "happened").count()
+}
+
+fn source(agent: &Agent, name: &str) -> Value {
+    let status = agent.json(&["status", "--json"]);
+    status["sources"].as_array().unwrap().iter().find(|s| s["name"] == name).unwrap().clone()
+}
+
+fn learned(agent: &Agent) -> u64 {
+    agent.lines(&["endpoint", "list", "--json"])[0]["learned_from"].as_u64().unwrap_or(0)
+}
+
+/// The text of all evidence of the only task.
+fn task(agent: &Agent) -> (Value, String) {
+    let mut tasks = Vec::new();
+    wait_until("a task is filed", || {
+        tasks = agent.lines(&["tasks", "list", "--json"]);
+        !tasks.is_empty()
+    });
+    let texts = tasks[0]["evidence"].as_array().unwrap().iter();
+    let text = texts.map(|e| e["text"].as_str().unwrap()).collect::<Vec<_>>().join("\n");
+    (tasks[0].clone(), text)
+}
+
+#[test]
+fn an_endpoint_that_loses_a_field_is_told_with_the_field_and_clears() {
+    let good = json!({"data": [{"id": "m1", "owner": "ops team"}], "total": 1});
+    let server = Server::start(&good);
+    let mut agent = Agent::start_as(&endpoint(&server.url, ""), "observe", &[]);
+    wait_until("it is learned", || learned(&agent) >= 5);
+
+    // Down, erring or not JSON: said, and no drift.
+    server.answers("503 Service Unavailable", &json!({"error": "starting"}));
+    wait_until("it is degraded", || source(&agent, "endpoints")["state"] == "degraded");
+    server.wait_asked(4);
+    assert!(source(&agent, "endpoints")["detail"].as_str().unwrap().contains("answers 503"));
+    assert_eq!(count(&agent, "telemetry_drift"), 0);
+
+    server.answers("200 OK", &json!({"data": [{"id": 7}], "total": 1}));
+    let fired = agent.wait_firing("drift", of("telemetry_drift", "holds"));
+    let evidence = fired["evidence"].to_string();
+    assert!(evidence.contains("/data/*/id: is integer, was string"), "{fired:#}");
+    assert!(evidence.contains("/data/*/owner: missing (was: string, always there)"), "{fired:#}");
+    assert_eq!(fired["subject"], json!({"kind": "endpoint", "name": "models"}));
+    assert_eq!(fired["remedy"][0]["action"], "file_task");
+    let (task, text) = task(&agent);
+    assert_eq!(task["trigger"], "telemetry_drift");
+    assert!(text.contains("/data/*/owner: missing"), "{text}");
+
+    // The fault lasts, and is not learned: neither by this agent nor by the next.
+    server.wait_asked(10);
+    agent.stop();
+    agent.run();
+    agent.wait_firing("it still holds for the next agent", of("telemetry_drift", "holds"));
+    server.answers("200 OK", &good);
+    agent.wait_firing("it clears", |f| f["cleared_by"] == "an answer fits again");
+    assert_eq!(source(&agent, "endpoints")["state"], "ok");
+}
+
+#[test]
+fn a_new_shape_can_be_taken_as_known() {
+    let server = Server::start(&json!({"id": 1, "old": true}));
+    let agent = Agent::start_as(&endpoint(&server.url, ""), "observe", &[]);
+    wait_until("it is learned", || learned(&agent) >= 5);
+    server.answers("200 OK", &json!({"id": 1, "new": "some text"}));
+    agent.wait_firing("drift", of("telemetry_drift", "holds"));
+    assert_eq!(agent.grace(&["endpoint", "accept", "none"]).status.code(), Some(1));
+    agent.ok(&["endpoint", "accept", "models"]);
+    agent.wait_firing("it clears", |f| f["cleared_by"] == "accepted as known");
+    wait_until("the new shape is known", || agent.ok(&["endpoint", "show", "models"]).contains("\"new\""));
+    assert!(!agent.ok(&["endpoint", "show", "models"]).contains("\"old\""));
+}
+
+#[test]
+fn an_openapi_file_says_what_the_answers_look_like() {
+    let server = Server::start(&json!({"id": "seven"}));
+    let agent =
+        Agent::start_as(&endpoint(&server.url, "openapi = \"$DIR/etc/openapi.yaml\""), "observe", &[]);
+    wait_until("a file that is not there is said", || source(&agent, "endpoints")["state"] == "degraded");
+    agent.file(
+        "openapi.yaml",
+        "openapi: 3.1.0\npaths:\n  /v1/models:\n    get:\n      responses:\n        '200':\n          content:\n            \
+         application/json:\n              schema: {$ref: '#/components/schemas/Model'}\ncomponents:\n  schemas:\n    Model:\n      \
+         type: object\n      required: [id]\n      properties: {id: {type: integer}}\n",
+    );
+    let fired = agent.wait_firing("drift", of("telemetry_drift", "holds"));
+    assert_eq!(fired["summary"], "/id: is string, was integer");
+    assert!(fired["baseline"].as_str().unwrap().contains("openapi.yaml"));
+    let out = agent.grace(&["endpoint", "accept", "models"]);
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    server.answers("200 OK", &json!({"id": 7}));
+    agent.wait_firing("it clears", of("telemetry_drift", "cleared"));
+}
+
+/// git, with nobody's configuration.
+fn git(repo: &Path, args: &[&str]) -> String {
+    let out = Command::new("git")
+        .current_dir(repo)
+        .args(args)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null")
+        .envs([("GIT_AUTHOR_NAME", "a"), ("GIT_AUTHOR_EMAIL", "a@a.example")])
+        .envs([("GIT_COMMITTER_NAME", "a"), ("GIT_COMMITTER_EMAIL", "a@a.example")])
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "git {args:?}: {out:?}");
+    String::from_utf8(out.stdout).unwrap().trim().to_owned()
+}
+
+fn write(repo: &Path, path: &str, text: &str) {
+    let path = repo.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// An agent in observe mode beside a repo with a few commits; `more` is its `[[repo]]`.
+fn with_repo(more: &str) -> (Agent, PathBuf) {
+    let dir = tempfile::tempdir().unwrap().keep();
+    git(&dir, &["init", "-q", "-b", "main"]);
+    write(&dir, "backend/chat.py", "LIMIT = 3\n\ndef chat():\n    return LIMIT\n");
+    write(&dir, "docs/a.md", "text\n");
+    write(&dir, "tests/test_flow.py", "from backend.chat import chat\n");
+    write(&dir, "tests/test_none.py", "import os\n");
+    git(&dir, &["add", "."]);
+    git(&dir, &["commit", "-q", "-m", "first"]);
+    let config =
+        format!("[[repo]]\npath = \"{}\"\n{more}\n[triggers.code_diff]\npoll = \"100ms\"\n", dir.display());
+    (Agent::start_as(&config, "observe", &[]), dir)
+}
+
+/// The last firing of `code_diff`, once `wanted` accepts it.
+#[track_caller]
+fn code_firing(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    agent.wait_firing(what, |f| f["trigger"] == "code_diff" && wanted(f))
+}
+
+#[test]
+fn critical_files_are_compared_with_the_known_good_commit() {
+    let (mut agent, repo) = with_repo("critical = [\"backend/**\"]");
+    // Without a known-good commit nothing is judged.
+    wait_until("it says so", || source(&agent, "repos")["detail"].as_str().unwrap().contains("grace good"));
+    let good = git(&repo, &["rev-parse", "HEAD"]);
+    assert!(agent.ok(&["good"]).contains(&good));
+
+    // Only in the working tree; what is not critical says nothing.
+    write(&repo, "docs/a.md", "other\n");
+    write(&repo, "backend/chat.py", "LIMIT = 4\n\ndef chat():\n    return LIMIT\n");
+    let fired = code_firing(&agent, "a change in the working tree", |f| f["state"] == "holds");
+    assert_eq!(fired["summary"], "backend/chat.py modified (in the working tree)");
+    let evidence = fired["evidence"].to_string();
+    assert!(evidence.contains("test tests/test_flow.py") && !evidence.contains("test_none"), "{fired:#}");
+    assert!(evidence.contains("-LIMIT = 3") && evidence.contains("+LIMIT = 4"), "{fired:#}");
+    assert!(task(&agent).1.contains("+LIMIT = 4"));
+
+    // A dirty tree is not marked unless it is asked for.
+    let out = agent.grace(&["good"]);
+    assert_eq!(out.status.code(), Some(1), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("--force"), "{out:?}");
+
+    git(&repo, &["add", "backend"]);
+    code_firing(&agent, "staged", |f| f["summary"] == "backend/chat.py modified (staged)");
+    git(&repo, &["commit", "-q", "-m", "second"]);
+    code_firing(&agent, "committed", |f| f["summary"] == "backend/chat.py modified (committed)");
+    // The next agent finds it at its start.
+    agent.stop();
+    agent.run();
+    code_firing(&agent, "at boot", |f| f["state"] == "holds" && f["id"] != fired["id"]);
+    git(&repo, &["reset", "-q", "--hard", &good]);
+    code_firing(&agent, "it clears", |f| f["state"] == "cleared" && f["id"] != fired["id"]);
+
+    // A removed file, and `grace good` after it was committed.
+    fs::remove_file(repo.join("backend/chat.py")).unwrap();
+    code_firing(&agent, "removed", |f| {
+        f["state"] == "holds" && f["summary"].as_str().unwrap().contains("removed")
+    });
+    git(&repo, &["commit", "-q", "-a", "-m", "third"]);
+    agent.ok(&["good", repo.to_str().unwrap()]);
+    wait_until("nothing holds", || {
+        agent.firings().iter().filter(|f| f["trigger"] == "code_diff").all(|f| f["state"] != "holds")
+    });
+    let _ = fs::remove_dir_all(&repo);
+}
+
+#[test]
+fn a_hostile_repo_makes_nobody_wait_run_anything_or_leave_the_repo() {
+    let (agent, repo) = with_repo("");
+    agent.ok(&["good"]);
+    // A configuration that would start programs, and includes from elsewhere.
+    let marker = repo.join("ran");
+    let config = format!(
+        "[core]\n\trepositoryformatversion = 0\n\tfsmonitor = \"touch {0}\"\n\tsshCommand = \"touch {0}\"\n\tpager = \"touch {0}\"\n\
+         [filter \"x\"]\n\tclean = touch {0}\n\tsmudge = touch {0}\n\trequired = true\n[include]\n\tpath = /dev/zero\n",
+        marker.display()
+    );
+    fs::write(repo.join(".git/config"), config).unwrap();
+    write(&repo, ".gitattributes", "* filter=x\n");
+    // A folder that became a link to elsewhere is a removed file, not somebody else's.
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("chat.py"), "secret\n").unwrap();
+    fs::remove_dir_all(repo.join("backend")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), repo.join("backend")).unwrap();
+    let fired = code_firing(&agent, "removed", |f| f["state"] == "holds");
+    assert!(!fired.to_string().contains("secret"), "{fired:#}");
+    assert!(fired["evidence"].to_string().contains("-LIMIT = 3"), "{fired:#}");
+    assert!(!marker.exists());
+    // A fifo in the place of HEAD makes no thread wait.
+    fs::rename(repo.join(".git/HEAD"), repo.join(".git/HEAD.old")).unwrap();
+    harness::run(&harness::program("mkfifo"), &[repo.join(".git/HEAD").to_str().unwrap()]);
+    wait_until("it is said", || source(&agent, "repos")["detail"].as_str().unwrap().contains("fifo"));
+    let _ = fs::remove_dir_all(&repo);
+}
