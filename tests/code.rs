@@ -278,3 +278,116 @@ fn a_hostile_repo_makes_nobody_wait_run_anything_or_leave_the_repo() {
     wait_until("it is said", || source(&agent, "repos")["detail"].as_str().unwrap().contains("fifo"));
     let _ = fs::remove_dir_all(&repo);
 }
+
+/// A distribution in a folder of packages, as pip lays it down.
+fn distribution(site: &Path, name: &str, version: &str) {
+    let info = site.join(format!("{name}-{version}.dist-info"));
+    fs::create_dir_all(&info).unwrap();
+    fs::create_dir_all(site.join(name)).unwrap();
+    fs::write(site.join(name).join("__init__.py"), "").unwrap();
+    fs::write(
+        info.join("METADATA"),
+        format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: not this\n"),
+    )
+    .unwrap();
+    fs::write(info.join("RECORD"), format!("{name}/__init__.py,,\n{name}-{version}.dist-info/METADATA,,\n"))
+        .unwrap();
+}
+
+#[test]
+fn a_package_that_changes_or_goes_is_told_with_the_command_that_rolls_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = dir.path().join("venv/lib/python3.11/site-packages");
+    fs::create_dir_all(&site).unwrap();
+    fs::create_dir_all(dir.path().join("venv/bin")).unwrap();
+    fs::write(dir.path().join("venv/bin/python"), "").unwrap();
+    distribution(&site, "Alpha_Pkg", "1.0");
+    distribution(&site, "beta", "2.0");
+    distribution(&site, "evil;id", "3.0");
+    let program = dir.path().join("tool");
+    fs::write(&program, "#!/bin/sh\n").unwrap();
+    let config = format!(
+        "[[environment]]\nname = \"app\"\nkind = \"python\"\npaths = [\"{0}/venv\"]\n\
+         [[environment]]\nname = \"tools\"\nkind = \"binary\"\npaths = [\"{0}/tool\"]\n\
+         [triggers.dependency_regression]\npoll = \"100ms\"\n",
+        dir.path().display()
+    );
+    let mut agent = Agent::start_as(&config, "observe", &[]);
+    wait_until("the first snapshot is taken", || {
+        let views = agent.lines(&["deps", "diff", "--json"]);
+        views.len() == 2 && views.iter().all(|v| v["snapshot"].is_string() && v["trouble"].is_null())
+    });
+
+    // An upgrade, a removal by hand that leaves the metadata, a name that no command may be made of; and what is new.
+    fs::remove_dir_all(site.join("Alpha_Pkg-1.0.dist-info")).unwrap();
+    distribution(&site, "Alpha_Pkg", "1.1");
+    fs::remove_dir_all(site.join("beta")).unwrap();
+    fs::remove_dir_all(site.join("evil;id-3.0.dist-info")).unwrap();
+    distribution(&site, "evil;id", "3.1");
+    distribution(&site, "new", "1.0");
+    let fired = agent.wait_firing("the packages", |f| {
+        f["trigger"] == "dependency_regression" && f["evidence"].as_array().unwrap().len() == 3
+    });
+    assert_eq!(fired["subject"], json!({"kind": "environment", "name": "app"}));
+    let evidence = fired["evidence"].to_string();
+    let pip = format!("'{}/venv/bin/python' -m pip install 'alpha-pkg==1.0'", dir.path().display());
+    assert!(evidence.contains(&pip), "{fired:#}");
+    assert!(evidence.contains("beta is missing, was 2.0"), "{fired:#}");
+    assert!(evidence.contains("evil;id is 3.1, was 3.0 → no command can be made for it"), "{fired:#}");
+    assert!(task(&agent).1.contains(&pip));
+    assert_eq!(agent.grace(&["deps", "diff", "app"]).status.code(), Some(1));
+    assert_eq!(agent.grace(&["deps", "diff", "tools"]).status.code(), Some(0));
+    assert_eq!(agent.grace(&["deps", "diff", "none"]).status.code(), Some(1));
+
+    // A program that vanishes, and comes back.
+    fs::rename(&program, dir.path().join("away")).unwrap();
+    agent.wait_firing("the program", |f| f["subject"]["name"] == "tools" && f["state"] == "holds");
+    fs::rename(dir.path().join("away"), &program).unwrap();
+    agent.wait_firing("it is back", |f| f["subject"]["name"] == "tools" && f["state"] == "cleared");
+
+    // The snapshot outlives the agent; a new one clears.
+    agent.stop();
+    agent.run();
+    agent.wait_firing("at boot", |f| {
+        f["subject"]["name"] == "app" && f["state"] == "holds" && f["id"] != fired["id"]
+    });
+    agent.ok(&["deps", "snapshot", "app"]);
+    agent.wait_firing("it clears", |f| {
+        f["subject"]["name"] == "app" && f["state"] == "cleared" && f["id"] != fired["id"]
+    });
+    assert_eq!(agent.grace(&["deps", "diff"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_venv_and_the_libraries_of_a_declared_process_are_watched_without_a_word_of_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = dir.path().join("lib/python3.12/site-packages");
+    fs::create_dir_all(&site).unwrap();
+    fs::create_dir_all(dir.path().join("bin")).unwrap();
+    fs::write(dir.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
+    fs::copy(harness::program("sleep"), dir.path().join("bin/python")).unwrap();
+    distribution(&site, "alpha", "1.0");
+    let agent = Agent::start_as(
+        &format!(
+            "[[process]]\nname = \"w\"\ncommand = [\"{}/bin/python\", \"1000\"]\n[triggers.dependency_regression]\npoll = \"100ms\"\n",
+            dir.path().display()
+        ),
+        "observe",
+        &[],
+    );
+    let mut views = Vec::new();
+    wait_until("both are read", || {
+        views = agent.lines(&["deps", "diff", "--json"]);
+        views.len() == 2 && views.iter().all(|v| v["total"].as_u64().unwrap() > 0)
+    });
+    assert_eq!(views[0]["environment"], "process/w");
+    assert_eq!(views[1]["environment"], "process/w/python");
+    assert!(views[0]["total"].as_u64().unwrap() > 1, "a program and its libraries: {views:#?}");
+    fs::write(dir.path().join("bin/new"), "").unwrap();
+    fs::copy(harness::program("sleep"), dir.path().join("bin/other")).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(dir.path().join("bin/other")).unwrap();
+    file.write_all(b"more").unwrap();
+    drop(file);
+    fs::rename(dir.path().join("bin/other"), dir.path().join("bin/python")).unwrap();
+    agent.wait_firing("another program", |f| f["subject"]["name"] == "process/w" && f["state"] == "holds");
+}

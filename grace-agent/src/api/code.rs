@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use axum::Router;
-use axum::extract::{Extension, Path as Segment, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Path as Segment, Query, State};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use super::control::Peer;
-use super::server::{Answer, Body, Shared, check_paths, parse};
+use super::server::{Answer, Body, Failure, Shared, check_paths, parse};
 
 /// The routes.
 pub(super) fn routes() -> Router<Shared> {
@@ -16,6 +17,8 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{name}/accept", post(accept_endpoint))
         .route("/v1/good", post(good))
+        .route("/v1/deps/diff", get(dependencies))
+        .route("/v1/deps/snapshot", post(snapshot_dependencies))
 }
 
 /// A body without a word in it.
@@ -53,4 +56,37 @@ async fn good(State(shared): State<Shared>, Extension(peer): Extension<Peer>, bo
     let GoodRequest { repos, force } = parse(body)?;
     check_paths(&repos)?;
     shared.ask(move |control| control.mark_good(&repos, force, peer)).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DependenciesParams {
+    environment: Option<String>,
+}
+
+async fn dependencies(
+    State(shared): State<Shared>,
+    params: Result<Query<DependenciesParams>, QueryRejection>,
+) -> Answer {
+    let Query(params) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
+    let environments: Vec<String> = params.environment.into_iter().collect();
+    shared.ask(move |control| control.dependencies(&environments)).await
+}
+
+/// The body of `POST /v1/deps/snapshot`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvironmentsRequest {
+    /// Names; none: every environment.
+    #[serde(default)]
+    pub environments: Vec<String>,
+}
+
+async fn snapshot_dependencies(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Body,
+) -> Answer {
+    let EnvironmentsRequest { environments } = parse(body)?;
+    shared.ask(move |control| control.snapshot_dependencies(&environments, peer)).await
 }

@@ -423,7 +423,7 @@ pub(super) type Answer = Result<Response, Failure>;
 pub(super) type Body = Result<Bytes, BytesRejection>;
 
 /// An error as the client sees it: `{"error": "…"}`.
-pub(super) struct Failure(StatusCode, String);
+pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {

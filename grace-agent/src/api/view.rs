@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::code_facts::{DependencyChange, Ecosystem, FileRisk};
 use crate::config::Mode;
 use crate::event::{Actor, Via};
 use crate::file_state::{Digest, KnownGood};
@@ -467,4 +468,52 @@ pub struct GoodView {
     pub error: Option<String>,
     /// Tracked files that are not what they are in the commit; capped.
     pub dirty: Vec<String>,
+}
+
+/// An environment compared with its snapshot. `grace deps diff --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DependencyView {
+    /// Its name.
+    pub environment: String,
+    /// Where its packages come from.
+    pub ecosystem: Ecosystem,
+    /// When the snapshot was taken; none: there is none yet.
+    pub snapshot: Option<String>,
+    /// Packages that it has now.
+    pub total: u64,
+    /// What differs; capped.
+    pub changes: Vec<DependencyChange>,
+    /// How many more differ.
+    pub more: u64,
+    /// Why it could not be read.
+    pub trouble: Option<String>,
+}
+
+/// `grace risk --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RiskView {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// How likely the next changes include a repair of it: 0 to 1, calibrated where `model` says so.
+    pub risk: f64,
+    /// Share of the repo's files that have a lower risk, in percent.
+    pub percentile: f64,
+    /// What raises it, the heaviest first.
+    pub reasons: Vec<String>,
+    /// What the rating rests on, in words.
+    pub model: String,
+}
+
+impl RiskView {
+    /// A file of the repo at `repo`.
+    #[must_use]
+    pub fn new(repo: &std::path::Path, file: &FileRisk, model: &str) -> Self {
+        Self {
+            path: repo.join(&file.path),
+            risk: file.risk,
+            percentile: file.percentile,
+            reasons: file.reasons.clone(),
+            model: model.to_owned(),
+        }
+    }
 }

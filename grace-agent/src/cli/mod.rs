@@ -6,6 +6,7 @@
 pub mod ask;
 mod canary;
 pub mod config;
+pub mod deps;
 pub mod doctor;
 pub mod endpoint;
 pub mod explain;
@@ -126,6 +127,8 @@ enum Command {
     Endpoint(endpoint::Endpoint),
     /// Mark the commit that is checked out as known-good
     Good(good::Good),
+    /// Packages and programs, compared with their snapshots
+    Deps(deps::Deps),
     /// Completion for a shell, to stdout
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
@@ -161,6 +164,7 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Schema(command) => command.go(global, &mut out),
         Command::Endpoint(command) => command.go(global, &mut out),
         Command::Good(command) => command.go(global, &mut out),
+        Command::Deps(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary => canary::go(),

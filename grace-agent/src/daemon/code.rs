@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::executor::lock;
 use crate::api::control::{ControlError, Peer};
-use crate::api::view::{EndpointView, GoodView, SourceView};
+use crate::api::view::{DependencyView, EndpointView, GoodView, SourceView};
 use crate::clock;
 use crate::code_facts::KnownAnswers;
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::event::{Event, Kind};
 use crate::journal::Journal;
 use crate::known::{self, Known};
 use crate::shape::Shape;
+use crate::sources::dependencies::{Dependencies, Snapshot, of_process};
 use crate::sources::endpoints::Endpoints;
 use crate::sources::repos::{self, Repos};
 
@@ -29,6 +30,7 @@ pub(super) struct Code {
     events: SyncSender<Event>,
     endpoints: Endpoints,
     repos: Repos,
+    dependencies: Dependencies,
     /// Folders of the repos that are declared.
     watched: Mutex<BTreeSet<PathBuf>>,
     /// Names of the endpoints that the engine was told of.
@@ -44,14 +46,55 @@ impl Code {
     ) -> std::io::Result<Self> {
         let endpoints = Endpoints::start(events.clone())?;
         let repos = Repos::start(events.clone())?;
+        let snapshots = Arc::clone(&known);
+        let keep = move |name: &str, snapshot: &Snapshot| {
+            snapshots.put(known::PACKAGES, name, snapshot).map_err(|err| chain(&err))
+        };
+        let dependencies = Dependencies::start(events.clone(), Box::new(keep))?;
         let (watched, declared) = (Mutex::default(), Mutex::default());
-        Ok(Self { known, journal, events, endpoints, repos, watched, declared })
+        Ok(Self { known, journal, events, endpoints, repos, dependencies, watched, declared })
     }
 
     /// Watches what `config` says from now on.
     pub(super) fn set(&self, config: &Config, before: Option<&Config>) {
         self.set_endpoints(config, before);
         self.set_repos(config);
+        self.set_dependencies(config);
+    }
+
+    fn set_dependencies(&self, config: &Config) {
+        let settings = &config.triggers.dependency_regression;
+        let of_processes = config.process.iter().filter(|_| settings.processes).flat_map(of_process);
+        let environments = config.environment.iter().cloned().chain(of_processes).map(|environment| {
+            let snapshot = self.known.get(known::PACKAGES, &environment.name).unwrap_or_else(|err| {
+                tracing::warn!(environment = %environment.name, why = %chain(&err), "its snapshot cannot be read");
+                None
+            });
+            (environment, snapshot)
+        });
+        for environment in self.dependencies.set(environments.collect(), settings.poll.get()) {
+            self.send(Kind::EnvironmentForgotten { environment });
+        }
+    }
+
+    /// Compares `environments`, or every one, with their snapshots now.
+    pub(super) fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError> {
+        self.dependencies.look(environments, false).map_err(ControlError::NotFound)
+    }
+
+    /// Takes what `environments`, or every one, have now as their snapshots.
+    pub(super) fn snapshot_dependencies(
+        &self,
+        environments: &[String],
+        peer: Peer,
+    ) -> Result<Vec<DependencyView>, ControlError> {
+        let views = self.dependencies.look(environments, true).map_err(ControlError::NotFound)?;
+        for view in views.iter().filter(|view| view.trouble.is_none()) {
+            let text =
+                format!("snapshot of {} ({} packages) by uid {}", view.environment, view.total, peer.uid);
+            self.journal.note("command", text);
+        }
+        Ok(views)
     }
 
     fn set_repos(&self, config: &Config) {
@@ -188,7 +231,7 @@ impl Code {
 
     /// The sources, for `status`.
     pub(super) fn health(&self) -> Vec<SourceView> {
-        vec![self.endpoints.health(), self.repos.health()]
+        vec![self.endpoints.health(), self.repos.health(), self.dependencies.health()]
     }
 
     /// The endpoints with what is known of them.
@@ -233,6 +276,7 @@ impl Code {
     pub(super) fn stop(&self) {
         self.endpoints.stop();
         self.repos.stop();
+        self.dependencies.stop();
     }
 
     fn send(&self, kind: Kind) {

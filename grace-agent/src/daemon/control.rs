@@ -14,8 +14,8 @@ use super::{declare, degraded};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
-    ConfigView, CostView, DescendantView, EndpointView, ExplainView, FiringView, GoodView, Health,
-    LatencyView, PathAnswer, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView,
+    ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
+    Health, LatencyView, PathAnswer, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView,
     TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
@@ -462,6 +462,18 @@ impl Control for Agent {
 
     fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError> {
         self.executor.code.mark_good(repos, force, peer)
+    }
+
+    fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError> {
+        self.executor.code.dependencies(environments)
+    }
+
+    fn snapshot_dependencies(
+        &self,
+        environments: &[String],
+        peer: Peer,
+    ) -> Result<Vec<DependencyView>, ControlError> {
+        self.executor.code.snapshot_dependencies(environments, peer)
     }
 }
 

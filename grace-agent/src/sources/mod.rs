@@ -1,6 +1,7 @@
 //! The sources: each reads the host and produces events. A source never writes to the host and never judges.
 
 mod cgroup;
+pub mod dependencies;
 pub mod ebpf;
 pub mod endpoints;
 pub mod fanotify;
