@@ -391,3 +391,86 @@ fn the_venv_and_the_libraries_of_a_declared_process_are_watched_without_a_word_o
     fs::rename(dir.path().join("bin/other"), dir.path().join("bin/python")).unwrap();
     agent.wait_firing("another program", |f| f["subject"]["name"] == "process/w" && f["state"] == "holds");
 }
+
+/// `count` commits for `git fast-import`, from number `from` on: two of three repair one of `hot`, the others touch anything.
+fn stretch(from: usize, count: usize, hot: &[String]) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    for n in from..from + count {
+        let step = n.wrapping_mul(2_654_435_761) >> 7;
+        let repairs = step % 3 > 0 || step % 4 == 0;
+        let file =
+            if step % 3 > 0 { hot[step / 3 % hot.len()].clone() } else { format!("f{}.py", step / 3 % 40) };
+        let message = if repairs { "fix a crash" } else { "work" };
+        let who = format!("a{0} <a{0}@a.example> {1} +0000", n % 4, 1_700_000_000 + n * 3600);
+        write!(
+            out,
+            "commit refs/heads/main\nauthor {who}\ncommitter {who}\ndata {}\n{message}\n",
+            message.len()
+        )
+        .unwrap();
+        if n == from && from > 0 {
+            out.push_str("from refs/heads/main^0\n");
+        }
+        if n == 0 {
+            for f in (0..40).map(|f| format!("f{f}.py")).chain(["hot.py".into(), "note.md".into()]) {
+                write!(out, "M 100644 inline {f}\ndata 2\n0\n\n").unwrap();
+            }
+        }
+        let text = format!("{n}\n");
+        write!(out, "M 100644 inline {file}\ndata {}\n{text}\n", text.len()).unwrap();
+    }
+    out
+}
+
+fn import(repo: &Path, history: &str) {
+    let mut child = Command::new("git")
+        .arg("-C")
+        .arg(repo)
+        .args(["fast-import", "--quiet"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(history.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_file_that_is_repaired_again_and_again_is_told_with_reasons_and_clears() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().canonicalize().unwrap();
+    git(&repo, &["init", "-q", "-b", "main"]);
+    // The same four files for a while, then others: who was repaired lately will be again, who was long ago will not.
+    let four = |n: usize| (n * 4..n * 4 + 4).map(|f| format!("f{f}.py")).collect::<Vec<_>>();
+    let calm: String = (0..6).map(|n| stretch(n * 150, 150, &four(n))).collect();
+    // Only the first commit of an import names what it goes on from.
+    let calm = calm.replace("from refs/heads/main^0\n", "");
+    import(&repo, &calm);
+    let config = format!("[[repo]]\npath = \"{}\"\n", repo.display());
+    let agent = Agent::start_as(&config, "observe", &[]);
+    let risk = |args: &[&str]| -> Vec<Value> {
+        let out = agent.grace(&[&["risk", "--json"], args].concat());
+        String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    wait_until("it is rated", || !risk(&[]).is_empty());
+    let all = risk(&[]);
+    assert_eq!(all.len(), 41, "all source files, and no others");
+    assert!(all.iter().all(|f| (0.0..=1.0).contains(&f["risk"].as_f64().unwrap())), "{all:#?}");
+    assert!(all[0]["model"].as_str().unwrap().contains("calibration error"), "{}", all[0]["model"]);
+    let hot = repo.join("hot.py");
+    let one = risk(&[hot.to_str().unwrap()]);
+    assert!(one.len() == 1 && one[0]["risk"].as_f64().unwrap() < 0.6, "{one:#?}");
+    let out = agent.grace(&["risk", repo.join("note.md").to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1), "{out:?}");
+
+    import(&repo, &stretch(900, 150, &[vec!["hot.py".to_owned()], four(5)].concat()));
+    let about =
+        |f: &Value| f["trigger"] == "predicted_failure" && f["subject"]["name"] == hot.to_str().unwrap();
+    let fired = agent.wait_firing("it is told", |f| about(f) && f["state"] == "holds");
+    assert!(fired["evidence"].to_string().contains("repaired by"), "{fired:#}");
+    assert!(fired["baseline"].as_str().unwrap().contains("calibration error"), "{fired:#}");
+    let later =
+        stretch(1050, 150, &four(7)) + &stretch(1200, 150, &four(8)).replace("from refs/heads/main^0\n", "");
+    import(&repo, &later);
+    agent.wait_firing("it clears", |f| about(f) && f["state"] == "cleared");
+}

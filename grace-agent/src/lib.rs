@@ -22,6 +22,7 @@ pub mod policy;
 pub mod prompt;
 pub mod recording;
 pub mod replay;
+pub mod risk;
 pub mod safe_path;
 pub mod sha256;
 pub mod shape;

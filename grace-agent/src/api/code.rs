@@ -17,6 +17,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{name}/accept", post(accept_endpoint))
         .route("/v1/good", post(good))
+        .route("/v1/risk", get(risk))
         .route("/v1/deps/diff", get(dependencies))
         .route("/v1/deps/snapshot", post(snapshot_dependencies))
 }
@@ -89,4 +90,16 @@ async fn snapshot_dependencies(
 ) -> Answer {
     let EnvironmentsRequest { environments } = parse(body)?;
     shared.ask(move |control| control.snapshot_dependencies(&environments, peer)).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RiskParams {
+    path: Option<PathBuf>,
+}
+
+async fn risk(State(shared): State<Shared>, params: Result<Query<RiskParams>, QueryRejection>) -> Answer {
+    let Query(RiskParams { path }) = params.map_err(|err| Failure(err.status(), err.body_text()))?;
+    check_paths(path.as_slice())?;
+    shared.ask(move |control| control.risk(path.as_deref())).await
 }

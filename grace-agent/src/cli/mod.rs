@@ -15,6 +15,7 @@ pub mod good;
 pub mod inject;
 pub mod manual;
 pub mod replay;
+pub mod risk;
 pub mod run;
 pub mod schema;
 pub mod show;
@@ -129,6 +130,8 @@ enum Command {
     Good(good::Good),
     /// Packages and programs, compared with their snapshots
     Deps(deps::Deps),
+    /// How likely files need a repair soon, as their history says
+    Risk(risk::Risk),
     /// Completion for a shell, to stdout
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
@@ -165,6 +168,7 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Endpoint(command) => command.go(global, &mut out),
         Command::Good(command) => command.go(global, &mut out),
         Command::Deps(command) => command.go(global, &mut out),
+        Command::Risk(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary => canary::go(),

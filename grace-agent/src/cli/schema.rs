@@ -7,7 +7,8 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, PathAnswer, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    DependencyView, EndpointView, ExplainView, FiringView, GoodView, PathAnswer, RiskView, SnapshotView,
+    StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -19,8 +20,10 @@ pub struct Schema {
     name: Option<String>,
 }
 
-const NAMES: &[&str] =
-    &["answer", "config", "doctor", "explain", "firing", "snapshot", "status", "task", "trigger", "verify"];
+const NAMES: &[&str] = &[
+    "answer", "config", "deps", "doctor", "endpoint", "explain", "firing", "good", "risk", "snapshot",
+    "status", "task", "trigger", "verify",
+];
 
 impl Schema {
     pub(super) fn go(self, _global: &Global, out: &mut Out) -> Answer {
@@ -33,7 +36,11 @@ impl Schema {
         let schema = match name.as_str() {
             "answer" => schema_for!(PathAnswer),
             "config" => schema_for!(Config),
+            "deps" => schema_for!(DependencyView),
             "doctor" => schema_for!(Report),
+            "endpoint" => schema_for!(EndpointView),
+            "good" => schema_for!(GoodView),
+            "risk" => schema_for!(RiskView),
             "explain" => schema_for!(ExplainView),
             "firing" => schema_for!(FiringView),
             "snapshot" => schema_for!(SnapshotView),

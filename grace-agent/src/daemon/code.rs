@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::executor::lock;
 use crate::api::control::{ControlError, Peer};
-use crate::api::view::{DependencyView, EndpointView, GoodView, SourceView};
+use crate::api::view::{DependencyView, EndpointView, GoodView, RiskView, SourceView};
 use crate::clock;
 use crate::code_facts::KnownAnswers;
 use crate::config::Config;
@@ -18,6 +18,7 @@ use crate::known::{self, Known};
 use crate::shape::Shape;
 use crate::sources::dependencies::{Dependencies, Snapshot, of_process};
 use crate::sources::endpoints::Endpoints;
+use crate::sources::history::Risks;
 use crate::sources::repos::{self, Repos};
 
 /// Files that are not as committed, named in an answer.
@@ -31,6 +32,7 @@ pub(super) struct Code {
     endpoints: Endpoints,
     repos: Repos,
     dependencies: Dependencies,
+    risks: Risks,
     /// Folders of the repos that are declared.
     watched: Mutex<BTreeSet<PathBuf>>,
     /// Names of the endpoints that the engine was told of.
@@ -51,8 +53,9 @@ impl Code {
             snapshots.put(known::PACKAGES, name, snapshot).map_err(|err| chain(&err))
         };
         let dependencies = Dependencies::start(events.clone(), Box::new(keep))?;
+        let risks = Risks::start(events.clone())?;
         let (watched, declared) = (Mutex::default(), Mutex::default());
-        Ok(Self { known, journal, events, endpoints, repos, dependencies, watched, declared })
+        Ok(Self { known, journal, events, endpoints, repos, dependencies, risks, watched, declared })
     }
 
     /// Watches what `config` says from now on.
@@ -75,6 +78,11 @@ impl Code {
         for environment in self.dependencies.set(environments.collect(), settings.poll.get()) {
             self.send(Kind::EnvironmentForgotten { environment });
         }
+    }
+
+    /// How likely `path`, or every file of the declared repos, needs a repair soon.
+    pub(super) fn risk(&self, path: Option<&Path>) -> Result<Vec<RiskView>, ControlError> {
+        self.risks.views(path).map_err(ControlError::NotFound)
     }
 
     /// Compares `environments`, or every one, with their snapshots now.
@@ -106,6 +114,7 @@ impl Code {
         *watched = now;
         let repos = config.repo.iter().map(|repo| (repo.clone(), self.good(&repo.path)));
         self.repos.set(repos.collect(), config.triggers.code_diff.poll.get());
+        self.risks.set(config.repo.iter().map(|repo| repo.path.clone()), &config.triggers.predicted_failure);
     }
 
     /// The known-good commit of a repo.
@@ -231,7 +240,7 @@ impl Code {
 
     /// The sources, for `status`.
     pub(super) fn health(&self) -> Vec<SourceView> {
-        vec![self.endpoints.health(), self.repos.health(), self.dependencies.health()]
+        vec![self.endpoints.health(), self.repos.health(), self.dependencies.health(), self.risks.health()]
     }
 
     /// The endpoints with what is known of them.
@@ -277,6 +286,7 @@ impl Code {
         self.endpoints.stop();
         self.repos.stop();
         self.dependencies.stop();
+        self.risks.stop();
     }
 
     fn send(&self, kind: Kind) {

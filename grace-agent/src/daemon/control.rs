@@ -15,8 +15,8 @@ use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
-    Health, LatencyView, PathAnswer, ProbeView, ProcessView, RingView, SnapshotView, SourceView, StatusView,
-    TaskView, TriggerView, VerifyVerdict, VerifyView,
+    Health, LatencyView, PathAnswer, ProbeView, ProcessView, RingView, RiskView, SnapshotView, SourceView,
+    StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock;
 use crate::config;
@@ -462,6 +462,10 @@ impl Control for Agent {
 
     fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError> {
         self.executor.code.mark_good(repos, force, peer)
+    }
+
+    fn risk(&self, path: Option<&Path>) -> Result<Vec<RiskView>, ControlError> {
+        self.executor.code.risk(path)
     }
 
     fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError> {

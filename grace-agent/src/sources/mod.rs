@@ -8,6 +8,7 @@ pub mod fanotify;
 pub mod files;
 pub mod git;
 pub mod gpu;
+pub mod history;
 pub mod inode;
 pub mod lineage;
 pub mod look;

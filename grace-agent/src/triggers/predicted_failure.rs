@@ -22,7 +22,7 @@ pub static SPEC: Spec = Spec {
            age, earlier repairs (by their commit messages), size, and what is changed together. A logistic regression \
            trained on the repo's own history, calibrated on a later part of it, says how likely the next changes include a \
            repair of the file; it tells its calibration error. A repo with too little history is rated by a prior, which \
-           says so and never exceeds the threshold by itself alone. Fires above `threshold`, files a task with the reasons. \
+           says so and stays below 65 %. Fires above `threshold`, files a task with the reasons. \
            Clears at or below `clear`. `grace risk` shows every file.",
     subjects: "files of repos",
     remedy: "file a task: review the file, with the reasons",

@@ -31,6 +31,9 @@ const LOADER_CACHE: &str = "/etc/ld.so.cache";
 pub(super) fn read(path: &Path) -> io::Result<Packages> {
     let mut out = Packages::new();
     let program = find(path)?;
+    if !program.exists() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("no program {}", program.display())));
+    }
     let mut programs = vec![program.clone()];
     let mut head = String::new();
     if let Ok(first) = text(&program, 256)
