@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use grace_agent::config::{Config, Mode};
 use grace_agent::engine::Effect;
 use grace_agent::event::Event;
-use grace_agent::firing::RungState;
+use grace_agent::firing::{RungState, State};
 use grace_agent::recording::{ReadError, read};
 use grace_agent::replay::{Replayed, replay};
 
@@ -55,7 +55,17 @@ fn story(replayed: &Replayed) -> String {
 
 #[test]
 fn recordings_give_the_firings_that_they_gave() {
-    for name in ["drift_restored", "fight", "observed", "killed", "crash_loop"] {
+    for name in [
+        "drift_restored",
+        "fight",
+        "observed",
+        "killed",
+        "crash_loop",
+        "endpoint_drift",
+        "packages",
+        "code_changed",
+        "risk",
+    ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);
         assert_eq!(replay(&config, &events), replayed, "{name}: not twice the same");
@@ -76,6 +86,24 @@ fn another_threshold_shows_what_it_would_have_done() {
     assert_eq!(held(&replay(&config, &events)), 0, "without the limit nothing is held");
     config.mode = Mode::Observe;
     assert!(held(&replay(&config, &events)) >= 3, "observing holds every restore");
+}
+
+#[test]
+fn other_settings_show_what_they_would_have_done_about_code() {
+    let fired = |replayed: &Replayed, trigger: &str| {
+        replayed.firings.iter().filter(|f| f.trigger == trigger && f.state != State::Happened).count()
+    };
+    let (mut config, events) = recording("endpoint_drift");
+    assert_eq!(fired(&replay(&config, &events), "telemetry_drift"), 1);
+    config.triggers.telemetry_drift.confirm = 1_000;
+    assert_eq!(fired(&replay(&config, &events), "telemetry_drift"), 0, "never so often in a row");
+    config.triggers.telemetry_drift.confirm = 2;
+    config.triggers.telemetry_drift.fire_on_new_fields = true;
+    assert_eq!(fired(&replay(&config, &events), "telemetry_drift"), 2, "a new field is a drift then");
+    let (mut config, events) = recording("risk");
+    assert!(fired(&replay(&config, &events), "predicted_failure") > 0);
+    config.triggers.predicted_failure.threshold = 1.0;
+    assert_eq!(fired(&replay(&config, &events), "predicted_failure"), 0);
 }
 
 #[test]

@@ -220,7 +220,7 @@ impl Endpoint {
             subject: subject(name),
             since: self.began.unwrap_or(now),
             summary: format!("{}{more}", faults.first().map(String::as_str).unwrap_or_default()),
-            measured: format!("{} of its last {} answers in a row", self.streak, self.streak),
+            measured: format!("the same in {} answers in a row", self.streak),
             threshold: format!("the same difference in {confirm} answers in a row"),
             baseline: match &self.known {
                 Known::Learned(answers, _) => format!("learned from {answers} answers"),
