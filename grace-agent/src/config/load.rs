@@ -302,7 +302,7 @@ impl Config {
             for (n, path) in environment.paths.iter().enumerate() {
                 let bare = environment.kind == Ecosystem::Binary && path.components().count() == 1;
                 if let Err(why) = check_path(path)
-                    && !(bare && !path.is_absolute())
+                    && (!bare || path.is_absolute())
                 {
                     out.push(&[&at("paths")[..], &[Step::Index(n)]].concat(), why);
                 }

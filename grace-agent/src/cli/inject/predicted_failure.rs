@@ -83,7 +83,7 @@ fn commit(out: &mut String, n: usize, message: &str, changes: &str) {
     if n > BEFORE * STRETCH && n % STRETCH == 1 {
         out.push_str("from refs/heads/main^0\n");
     }
-    let _ = write!(out, "{changes}\n");
+    let _ = writeln!(out, "{changes}");
 }
 
 /// The story.
