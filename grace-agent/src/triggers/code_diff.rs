@@ -121,7 +121,7 @@ fn summary(changes: &[CodeChange], more: u64) -> String {
         CodeHow::Modified => "modified",
         CodeHow::Removed => "removed",
     };
-    let rest = match changes.len() as u64 - 1 + more {
+    let rest = match (changes.len().saturating_sub(1) as u64).saturating_add(more) {
         0 => String::new(),
         rest => format!(", and {rest} more"),
     };

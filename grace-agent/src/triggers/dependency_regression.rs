@@ -107,7 +107,7 @@ fn finding(environment: &str, bad: &[DependencyChange], seen: &Seen<'_>, since: 
     let gone = bad.iter().filter(|c| c.is.is_none()).count();
     let what = if seen.ecosystem == Ecosystem::Binary { "program or library" } else { "package" };
     let first = bad.first().map(describe).unwrap_or_default();
-    let rest = match bad.len() as u64 - 1 + seen.more {
+    let rest = match (bad.len().saturating_sub(1) as u64).saturating_add(seen.more) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };

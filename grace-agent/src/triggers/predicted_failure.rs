@@ -148,3 +148,52 @@ fn finding(
         hold: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(trigger: &mut PredictedFailure, risk: f64) -> Vec<String> {
+        let file = FileRisk { path: "a.py".into(), risk, percentile: 99.0, reasons: vec!["often".into()] };
+        let kind =
+            Kind::RiskSeen { repo: "/r".into(), head: "abc".into(), files: vec![file], model: "m".into() };
+        let verdicts = trigger.on_event(&Event { at: Timestamp(1), kind });
+        verdicts
+            .into_iter()
+            .map(|verdict| match verdict {
+                Verdict::Holds(f) => format!("holds {}: {}", f.subject, f.summary),
+                Verdict::Cleared(subject, how) => format!("cleared {subject}: {how}"),
+                other => format!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn it_fires_above_the_threshold_and_clears_well_below_it() {
+        let mut trigger = PredictedFailure::new(config::PredictedFailure::default());
+        assert_eq!(told(&mut trigger, 0.7), [""; 0]);
+        assert_eq!(told(&mut trigger, 0.71), ["holds /r/a.py: risk 71 %: often"]);
+        assert_eq!(told(&mut trigger, 0.71), [""; 0], "the same is said once");
+        assert_eq!(
+            told(&mut trigger, 0.65),
+            ["holds /r/a.py: risk 65 %: often"],
+            "between the two it holds on"
+        );
+        assert_eq!(told(&mut trigger, 0.6), ["cleared /r/a.py: its risk is not above 60 % any more"]);
+        assert_eq!(told(&mut trigger, 0.65), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_share_neither_fires_nor_clears() {
+        let mut trigger = PredictedFailure::new(config::PredictedFailure::default());
+        let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1.5];
+        for risk in strange {
+            assert_eq!(told(&mut trigger, risk), [""; 0]);
+        }
+        told(&mut trigger, 0.9);
+        for risk in strange {
+            assert_eq!(told(&mut trigger, risk), [""; 0]);
+        }
+        assert_eq!(told(&mut trigger, 0.1).len(), 1);
+    }
+}

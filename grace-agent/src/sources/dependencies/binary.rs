@@ -18,6 +18,9 @@ use object::{Endianness, ReadCache, ReadRef};
 use super::{Packages, regular, text};
 use crate::sha256;
 
+/// What stands in the place of a library's version.
+pub(super) const LIBRARY: &str = "a library";
+
 /// Libraries of one program that are looked for.
 const MAX_LIBRARIES: usize = 512;
 /// Bytes of a program that is hashed; of a larger one size and time count.
@@ -53,7 +56,7 @@ pub(super) fn read(path: &Path) -> io::Result<Packages> {
             Ok(digest) => {
                 out.insert(program.display().to_string(), digest);
                 for library in libraries(&program) {
-                    out.insert(library.display().to_string(), "a library".to_owned());
+                    out.insert(library.display().to_string(), LIBRARY.to_owned());
                 }
             }
             // It is gone: that it is not among the packages says so.

@@ -296,7 +296,9 @@ fn changes(config: &Environment, was: &Packages, is: &Packages) -> Vec<Dependenc
     let mut out = Vec::new();
     for (name, old) in was {
         let new = is.get(name);
-        if new != Some(old) {
+        // Not needed any more, or found elsewhere, is not vanished.
+        let stays = new.is_none() && old == binary::LIBRARY && Path::new(name).exists();
+        if new != Some(old) && !stays {
             out.push(DependencyChange {
                 name: name.clone(),
                 was: Some(old.clone()),

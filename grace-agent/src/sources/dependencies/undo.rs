@@ -12,6 +12,10 @@ use crate::config::Environment;
 /// The command that makes `name` be at version `was` again, now that it is at `is`.
 pub(super) fn command(config: &Environment, name: &str, was: &str, is: Option<&str>) -> Option<String> {
     let path = config.paths.first()?;
+    if config.kind == Ecosystem::Binary && is.is_some() {
+        // It has other bytes: which version had those of the snapshot is not known.
+        return None;
+    }
     if config.kind == Ecosystem::Binary {
         return owner(Path::new(name))
             .filter(|package| is_name(package))
