@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -237,9 +237,9 @@ fn ask(endpoint: &Endpoint) -> Answer {
     }
 }
 
-fn fetch(endpoint: &Endpoint) -> Result<Value, String> {
-    let config = ureq::Agent::config_builder()
-        .timeout_global(Some(endpoint.timeout.get()))
+/// One client for all: it reads the host's certificates when it first needs them, which takes a while.
+static CLIENT: LazyLock<ureq::Agent> = LazyLock::new(|| {
+    ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
@@ -251,17 +251,27 @@ fn fetch(endpoint: &Endpoint) -> Result<Value, String> {
         .allow_non_standard_methods(true)
         // The host's own certificates: what it trusts, Grace trusts.
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-        .build();
+        .build()
+        .new_agent()
+});
+
+fn fetch(endpoint: &Endpoint) -> Result<Value, String> {
     let method = Method::from_bytes(endpoint.method.as_bytes()).map_err(|err| err.to_string())?;
     let mut request = Request::builder().method(method).uri(&endpoint.url);
     for (name, value) in &endpoint.headers {
         request = request.header(name, value);
     }
-    let body = endpoint.body.clone().unwrap_or_default();
-    let agent = config.new_agent();
-    let answer = match endpoint.body {
-        Some(_) => agent.run(request.body(body).map_err(|err| err.to_string())?),
-        None => agent.run(request.body(()).map_err(|err| err.to_string())?),
+    let wrong = |err: ureq::http::Error| err.to_string();
+    let patience = Some(endpoint.timeout.get());
+    let answer = match &endpoint.body {
+        Some(body) => {
+            let request = request.body(body.clone()).map_err(wrong)?;
+            CLIENT.run(CLIENT.configure_request(request).timeout_global(patience).build())
+        }
+        None => {
+            let request = request.body(()).map_err(wrong)?;
+            CLIENT.run(CLIENT.configure_request(request).timeout_global(patience).build())
+        }
     };
     let mut answer = answer.map_err(|err| err.to_string())?;
     let status = answer.status();
