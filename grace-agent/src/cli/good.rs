@@ -45,7 +45,7 @@ impl Good {
             } else if let Some(commit) = &view.commit {
                 let but = match view.dirty.len() {
                     0 => String::new(),
-                    n => format!(", but {n} files are not as in it"),
+                    n => format!(", but files that are not as in it: {n}"),
                 };
                 out.line(&format!("{repo}: commit {} is known-good{but}", escape(commit)))?;
             }

@@ -175,7 +175,7 @@ impl Code {
         if count > 0 && !force {
             let first = view.dirty.first().map(|path| path.escape_debug().to_string()).unwrap_or_default();
             view.error = Some(format!(
-                "{count} tracked files are not what they are in the commit ({first}, …): commit or restore them, or say \
+                "tracked files that are not what they are in the commit: {count} ({first}, …); commit or restore them, or say \
                  --force to mark the commit without them"
             ));
             return view;
