@@ -235,9 +235,9 @@ impl Config {
             let url = endpoint.url.parse::<hyper::Uri>();
             let fits = |uri: &hyper::Uri| {
                 matches!(uri.scheme_str(), Some("http" | "https"))
-                    && uri.host().is_some_and(|h| !h.is_empty())
+                    && uri.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'))
             };
-            if !url.as_ref().is_ok_and(fits) || endpoint.url.contains('@') {
+            if !url.as_ref().is_ok_and(fits) {
                 let url = endpoint.url.escape_debug();
                 out.push(
                     &at("url"),
@@ -348,8 +348,7 @@ impl Config {
         let risk = &self.triggers.predicted_failure;
         if !(0.0..=1.0).contains(&risk.threshold) {
             out.push(&trigger("predicted_failure", "threshold"), "must be from 0 to 1");
-        }
-        if !(0.0..=risk.threshold).contains(&risk.clear) {
+        } else if !(0.0..=risk.threshold).contains(&risk.clear) {
             out.push(&trigger("predicted_failure", "clear"), "must be from 0 to `threshold`");
         }
         out.at_least_one(&trigger("predicted_failure", "commits"), risk.commits, "2000 is the default");
@@ -788,6 +787,66 @@ mod tests {
         ] {
             assert_eq!(first(&text), expected);
         }
+    }
+
+    #[test]
+    fn values_of_the_tables_about_code_are_judged_where_they_stand() {
+        let endpoint = |extra: &str| format!("[[endpoint]]\nurl = \"http://h/x?m=a@b\"\n{extra}\n");
+        for right in [
+            endpoint("headers = { authorization = \"Bearer x\" }"),
+            "[[endpoint]]\nurl = \"https://[::1]:8443\"".to_owned(),
+            "[[environment]]\nname = \"t\"\nkind = \"binary\"\npaths = [\"git\", \"/bin/sh\"]".to_owned(),
+            "[[repo]]\npath = \"/srv/app\"\ncritical = [\"backend/**\", \"*.{py,js}\"]".to_owned(),
+        ] {
+            assert_eq!(report(&right), "accepted", "{right}");
+        }
+        for (text, expected) in [
+            (
+                "[[endpoint]]\nurl = \"ftp://h/\"".to_owned(),
+                "c.toml:2:7: url: `ftp://h/` is not an http:// or https:// URL (a token goes into headers)",
+            ),
+            (
+                "[[endpoint]]\nurl = \"http://u:p@h/\"".to_owned(),
+                "c.toml:2:7: url: `http://u:p@h/` is not an http:// or https:// URL (a token goes into headers)",
+            ),
+            (endpoint("every = \"1ms\""), "c.toml:3:9: every: must be at least `100ms`"),
+            (
+                endpoint("timeout = \"2m\""),
+                "c.toml:3:11: timeout: must be longer than zero and at most `60s`",
+            ),
+            (
+                endpoint("headers = { \"a b\" = \"c\" }"),
+                "c.toml:3:11: headers: `a b` cannot be sent as a header",
+            ),
+            (endpoint("openapi = \"x.yaml\""), "c.toml:3:11: openapi: `x.yaml` is not an absolute path"),
+            (
+                endpoint("") + &endpoint(""),
+                "c.toml:5:7: url: `http://h/x?m=a@b` is already declared by [[endpoint]] number 1",
+            ),
+            (
+                "[[environment]]\nname = \"a\"\nkind = \"python\"\npaths = [\"venv\"]".to_owned(),
+                "c.toml:4:10: paths: `venv` is not an absolute path",
+            ),
+            (
+                "[[environment]]\nname = \"process/w\"\nkind = \"system\"\npaths = [\"/\"]".to_owned(),
+                "c.toml:2:8: name: must not begin with `process/`: that is how those of the processes are called",
+            ),
+            (
+                "[[repo]]\npath = \"/srv/app\"\n[[repo]]\npath = \"/srv//app\"".to_owned(),
+                "c.toml:4:8: path: `/srv//app` is already named by [[repo]] number 1",
+            ),
+            (
+                "[triggers.predicted_failure]\nclear = 0.8".to_owned(),
+                "c.toml:2:9: clear: must be from 0 to `threshold`",
+            ),
+            (
+                "[triggers.predicted_failure]\nthreshold = nan".to_owned(),
+                "c.toml:2:13: threshold: must be from 0 to 1",
+            ),
+        ] {
+            assert_eq!(first(&text), expected);
+        }
+        assert!(first("[[repo]]\npath = \"/r\"\ncritical = [\"a[\"]").starts_with("c.toml:3:13: critical: "));
     }
 
     #[test]
