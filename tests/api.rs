@@ -19,6 +19,7 @@ use grace_agent::api::client::{Client, Followed};
 use grace_agent::api::control::{Control, ControlError, FiringsQuery, Peer};
 use grace_agent::api::server;
 use grace_agent::api::view::*;
+use grace_agent::code_facts::{DependencyChange, Ecosystem};
 use grace_agent::config::{Config, Mode, Process};
 use grace_agent::event::{Actor, SyntaxError};
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
@@ -442,6 +443,78 @@ impl Control for Fake {
     fn scanned(&self) -> ScanView {
         self.note("scanned".to_owned());
         scan()
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointView>, ControlError> {
+        Ok(vec![EndpointView {
+            name: evil("models"),
+            url: evil("http://h/"),
+            asked: Some("2026-01-02T03:04:05.000006Z".to_owned()),
+            answers: 7,
+            trouble: Some(evil("answers 503")),
+            openapi: Some(PathBuf::from(evil("/srv/openapi.yaml"))),
+            learned_from: None,
+            schema: None,
+        }])
+    }
+
+    fn accept_endpoint(&self, name: &str, peer: Peer) -> Result<EndpointView, ControlError> {
+        self.note(format!("accept {name} by {}", peer.uid));
+        self.endpoints().map(|mut all| all.remove(0))
+    }
+
+    fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError> {
+        self.note(format!("good {repos:?} {force} by {}", peer.uid));
+        let view = |error: Option<String>| GoodView {
+            repo: PathBuf::from(evil("/srv/app")),
+            commit: error.is_none().then(|| evil("abc")),
+            before: None,
+            error,
+            dirty: vec![evil("serve.py")],
+        };
+        // With a name everything is worse.
+        let worse = (!repos.is_empty()).then(|| view(Some(evil("dirty"))));
+        Ok([view(None)].into_iter().chain(worse).collect())
+    }
+
+    fn risk(&self, path: Option<&Path>) -> Result<Vec<RiskView>, ControlError> {
+        self.note(format!("risk {path:?}"));
+        Ok(vec![RiskView {
+            path: PathBuf::from(evil("/srv/app/hot.py")),
+            risk: 0.8,
+            percentile: 99.0,
+            reasons: vec![evil("often")],
+            model: evil("a prior"),
+        }])
+    }
+
+    fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError> {
+        self.note(format!("deps {environments:?}"));
+        let view = |trouble: Option<String>| DependencyView {
+            environment: evil("app"),
+            ecosystem: Ecosystem::Python,
+            snapshot: Some(evil("yesterday")),
+            total: 3,
+            changes: vec![DependencyChange {
+                name: evil("alpha"),
+                was: (!environments.is_empty()).then(|| evil("1.0")),
+                is: Some(evil("1.1")),
+                undo: Some(evil("pip")),
+            }],
+            more: 1,
+            trouble,
+        };
+        let worse = (!environments.is_empty()).then(|| view(Some(evil("unreadable"))));
+        Ok([view(None)].into_iter().chain(worse).collect())
+    }
+
+    fn snapshot_dependencies(
+        &self,
+        environments: &[String],
+        peer: Peer,
+    ) -> Result<Vec<DependencyView>, ControlError> {
+        self.note(format!("deps snapshot {environments:?} by {}", peer.uid));
+        self.dependencies(environments)
     }
 }
 
@@ -871,6 +944,11 @@ const READING: &[(&[&str], &str)] = &[
     (&["latency", "/a", "1"], "records"),
     (&["error", "E"], "records"),
     (&["accuracy", "m", "1"], "records"),
+    (&["endpoint", "list"], "endpoint"),
+    (&["good"], "good"),
+    (&["risk"], "risk"),
+    (&["deps", "diff"], "deps"),
+    (&["deps", "snapshot"], "deps"),
 ];
 
 fn schema(name: &str) -> Value {
@@ -936,6 +1014,12 @@ fn no_text_from_the_host_reaches_the_terminal_as_it_is() {
     all.push(vec!["heartbeat", HOSTILE]);
     all.push(vec!["schema", HOSTILE]);
     all.push(vec!["config", "check", "--config", HOSTILE]);
+    all.push(vec!["endpoint", "accept", HOSTILE]);
+    all.push(vec!["endpoint", "show", HOSTILE]);
+    all.push(vec!["good", &bad]);
+    all.push(vec!["deps", "snapshot", HOSTILE]);
+    all.push(vec!["deps", "diff", HOSTILE]);
+    all.push(vec!["risk", &bad]);
     for path in [&good, &bad] {
         for verb in ["snapshot", "restore", "forget", "verify", "snapshots"] {
             all.push(vec![verb, path]);
@@ -962,6 +1046,11 @@ fn exit_codes_say_what_happened() {
         (&["verify", "/etc/a", "/bad"], 1),
         (&["snapshot", "/etc/a", "/bad"], 1),
         (&["restore", "/bad"], 1),
+        (&["good"], 0),
+        (&["good", "/srv/app"], 1),
+        (&["deps", "diff"], 0),
+        (&["deps", "diff", "app"], 1),
+        (&["endpoint", "show", "other"], 1),
         (&["forget", "/bad"], 1),
         (&["snapshots", "/etc/other"], 1),
         (&["explain", "f-404"], 1),

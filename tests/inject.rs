@@ -135,6 +135,25 @@ fn a_reader_that_leaves_costs_the_agent_nothing() {
 }
 
 #[test]
+fn faults_about_code_bring_their_agent_and_end_with_a_task_and_cleared() {
+    let tmp = tempfile::tempdir().unwrap();
+    for (fault, before) in [
+        ("telemetry_drift", "learned"),
+        ("dependency_regression", "snapshot"),
+        ("code_diff", "good"),
+        ("predicted_failure", "rated"),
+    ] {
+        let out = inject(Path::new("/nonexistent/s"), tmp.path(), &[fault, "--json"]).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{fault}: {out:?}");
+        let steps = steps(&out);
+        let said = steps.iter().map(|s| s["step"].as_str().unwrap()).filter(|s| *s != "evidence");
+        let said: Vec<&str> = said.collect();
+        assert_eq!(said, ["agent", before, "fault", "firing", "task", "undone", "cleared"], "{out:?}");
+        nothing_left(tmp.path());
+    }
+}
+
+#[test]
 fn the_list_says_what_can_be_made() {
     let out = inject(Path::new("/nonexistent/s"), Path::new("/tmp"), &["--list"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use grace_agent::action::{Action, Outcome};
+use grace_agent::code_facts::{Answer, CodeAt, CodeChange, CodeHow, DependencyChange, Ecosystem, FileRisk};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
 use grace_agent::event::{
@@ -12,6 +13,7 @@ use grace_agent::event::{
 use grace_agent::file_state::{ContentKind, Digest, FileId, FileState, KnownGood, Meta};
 use grace_agent::firing::{Firing, FiringId, Route, State};
 use grace_agent::replay::replay;
+use grace_agent::shape::Shape;
 use grace_agent::sketch::Sketch;
 use proptest::prelude::*;
 
@@ -109,6 +111,7 @@ fn kind() -> impl Strategy<Value = Kind> {
                 .into_iter()
                 .collect(),
         }),
+        4 => about_code(),
     ]
 }
 
@@ -174,6 +177,73 @@ fn signal() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// What the sources about code say: of two endpoints, an environment and a repo.
+fn about_code() -> impl Strategy<Value = Kind> {
+    let name = prop_oneof![Just("e".to_owned()), Just("f".to_owned())];
+    let answer = prop_oneof![
+        Just(Answer::None("answers 503".into())),
+        prop_oneof![
+            Just(serde_json::json!({"a": 1, "b": ["x y"]})),
+            Just(serde_json::json!({"a": "1", "b": [null]})),
+            Just(serde_json::json!({"b": [], "c": {"17": 1.5}})),
+            Just(serde_json::json!([{"a": -1}, 3, "2026-01-02T03:04:05Z"])),
+        ]
+        .prop_map(|value| Answer::Json(Box::new(Shape::of(&value)))),
+    ];
+    let version = proptest::option::of(prop_oneof![Just("1.0".to_owned()), Just("$(id)".to_owned())]);
+    let change = (version.clone(), version).prop_map(|(was, is)| DependencyChange {
+        name: "x;y".into(),
+        was,
+        is,
+        undo: None,
+    });
+    let how = prop_oneof![Just(CodeAt::Committed), Just(CodeAt::Staged), Just(CodeAt::Working)];
+    let code = how.prop_map(|at| CodeChange { path: "a.py".into(), how: CodeHow::Modified, at });
+    let risk = (-0.5..1.5f64).prop_map(|risk| FileRisk {
+        path: "a.py".into(),
+        risk,
+        percentile: 50.0,
+        reasons: Vec::new(),
+    });
+    let repo = || PathBuf::from("/r");
+    prop_oneof![
+        1 => name.clone().prop_map(|name| Kind::EndpointDeclared {
+            name,
+            url: "http://h/".into(),
+            learn: Some(2),
+            confirm: None,
+        }),
+        1 => name.clone().prop_map(|name| Kind::EndpointForgotten { name }),
+        1 => name.clone().prop_map(|name| Kind::EndpointAccepted { name }),
+        6 => (name, answer).prop_map(|(name, answer)| Kind::EndpointSeen { name, answer }),
+        2 => proptest::collection::vec(change, 0..3).prop_map(|changes| Kind::DependenciesSeen {
+            environment: "v".into(),
+            ecosystem: Ecosystem::Python,
+            snapshot: "then".into(),
+            total: 3,
+            changes,
+            more: u64::MAX,
+        }),
+        2 => proptest::collection::vec(code, 0..3).prop_map(move |changes| Kind::CodeSeen {
+            repo: repo(),
+            good: "a".repeat(40),
+            head: "b".repeat(40),
+            changes,
+            more: 0,
+            tests: Vec::new(),
+            diff: Vec::new(),
+        }),
+        2 => proptest::collection::vec(risk, 0..3).prop_map(move |files| Kind::RiskSeen {
+            repo: repo(),
+            head: "b".repeat(40),
+            files,
+            model: "m".into(),
+        }),
+        1 => Just(Kind::RepoForgotten { repo: repo() }),
+        1 => Just(Kind::EnvironmentForgotten { environment: "v".into() }),
+    ]
+}
+
 /// A stream: events with the milliseconds between them.
 fn stream() -> impl Strategy<Value = Vec<(u64, Kind)>> {
     proptest::collection::vec((0..2_000u64, kind()), 0..80)
@@ -222,6 +292,7 @@ fn judge(config: &Config, mode: Mode, stream: &[(u64, Kind)]) -> (Vec<Event>, Ve
             effects.extend(out.into_iter().map(|e| (event.at, e)));
         }
     }
+    assert!(engine.duties().iter().all(|duty| duty.works), "a trigger panicked");
     (events, effects)
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use grace_agent::config::{Config, Mode};
 use grace_agent::engine::Effect;
 use grace_agent::event::Event;
-use grace_agent::firing::RungState;
+use grace_agent::firing::{RungState, State};
 use grace_agent::recording::{ReadError, read};
 use grace_agent::replay::{Replayed, replay};
 
@@ -73,6 +73,10 @@ fn recordings_give_the_firings_that_they_gave() {
         "backlog",
         "queue_spike",
         "route_spike",
+        "endpoint_drift",
+        "packages",
+        "code_changed",
+        "risk",
     ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);
@@ -94,6 +98,25 @@ fn another_threshold_shows_what_it_would_have_done() {
     assert_eq!(held(&replay(&config, &events)), 0, "without the limit nothing is held");
     config.mode = Mode::Observe;
     assert!(held(&replay(&config, &events)) >= 3, "observing holds every restore");
+}
+
+#[test]
+fn other_settings_show_what_they_would_have_done_about_code() {
+    let fired = |replayed: &Replayed, trigger: &str| {
+        replayed.firings.iter().filter(|f| f.trigger == trigger && f.state != State::Happened).count()
+    };
+    let (mut config, events) = recording("endpoint_drift");
+    assert_eq!(fired(&replay(&config, &events), "telemetry_drift"), 1);
+    config.triggers.telemetry_drift.confirm = 1_000;
+    assert_eq!(fired(&replay(&config, &events), "telemetry_drift"), 0, "never so often in a row");
+    config.triggers.telemetry_drift.confirm = 2;
+    config.triggers.telemetry_drift.fire_on_new_fields = true;
+    let new_field = |effect: &Effect| matches!(effect, Effect::Firing(f) if f.state == State::Holds && f.summary == "/next: new, string");
+    assert!(replay(&config, &events).effects.iter().any(new_field), "a new field is a drift then");
+    let (mut config, events) = recording("risk");
+    assert!(fired(&replay(&config, &events), "predicted_failure") > 0);
+    config.triggers.predicted_failure.threshold = 1.0;
+    assert_eq!(fired(&replay(&config, &events), "predicted_failure"), 0);
 }
 
 #[test]

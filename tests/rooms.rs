@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 /// say the same; a new room goes into both.
 const ROOMS: &[(&str, &[&str])] = &[
     // Vocabulary: plain data.
-    ("event", &["action", "config", "file_state", "firing", "sketch"]),
+    ("event", &["action", "code_facts", "config", "file_state", "firing", "sketch"]),
     ("file_state", &[]),
     ("firing", &["action", "event"]),
-    ("action", &["event", "file_state", "firing"]),
-    ("config", &["action", "event", "reported"]),
+    ("action", &["event", "file_state", "firing", "shape"]),
+    ("config", &["action", "code_facts", "event", "reported"]),
     ("sketch", &[]),
     ("reported", &[]),
     ("faults", &["event", "faults"]),
+    ("shape", &["shape"]),
+    ("code_facts", &["shape"]),
+    ("risk", &[]),
     // Judgement: pure.
     ("owned", &["action", "event", "file_state", "firing"]),
     (
@@ -26,12 +29,14 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "action",
             "baseline",
+            "code_facts",
             "config",
             "event",
             "faults",
             "file_state",
             "firing",
             "owned",
+            "shape",
             "sketch",
             "triggers",
         ],
@@ -57,6 +62,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "api::view",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "event",
@@ -68,9 +74,12 @@ const ROOMS: &[(&str, &[&str])] = &[
             "safe_path",
             "sha256",
             "sketch",
+            "risk",
+            "shape",
             "sources",
         ],
     ),
+    ("known", &[]),
     (
         "snapshots",
         &[
@@ -104,13 +113,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "config", "event", "file_state", "firing", "reported"]),
+    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
     (
         "cli",
         &[
             "api",
             "cli",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "event",
@@ -138,6 +148,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "api",
             "cli",
             "clock",
+            "code_facts",
             "config",
             "error_chain",
             "daemon",
@@ -148,10 +159,12 @@ const ROOMS: &[(&str, &[&str])] = &[
             "host",
             "journal",
             "policy",
+            "known",
             "prompt",
             "recording",
             "reported",
             "safe_path",
+            "shape",
             "snapshots",
             "sources",
             "state_dir",
@@ -178,6 +191,9 @@ const PURE: &[&str] = &[
     "engine",
     "replay",
     "reported",
+    "shape",
+    "code_facts",
+    "risk",
 ];
 
 /// What no pure room names.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::Timestamp;
 use crate::file_state::{FileId, KnownGood};
 use crate::firing::{FiringId, Subject};
+use crate::shape::Shape;
 
 /// What Grace can do to a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +69,15 @@ pub enum Action {
         /// Why, in Grace's own words.
         reason: String,
     },
+    /// Keep what was learned of an endpoint's answers, for the next start.
+    KeepShape {
+        /// The endpoint's name.
+        endpoint: String,
+        /// Answers that it was learned from.
+        answers: u32,
+        /// What was learned.
+        shape: Box<Shape>,
+    },
 }
 
 impl Action {
@@ -83,6 +93,7 @@ impl Action {
             Self::GiveBack { .. } => "give_back",
             Self::FileTask { .. } => "file_task",
             Self::RestartProcess { .. } => "restart_process",
+            Self::KeepShape { .. } => "keep_shape",
         }
     }
 
@@ -96,7 +107,7 @@ impl Action {
 /// False for a verb that only writes a note in Grace's own state.
 #[must_use]
 pub fn changes_host(verb: &str) -> bool {
-    !matches!(verb, "file_task" | "accept_file")
+    !matches!(verb, "file_task" | "accept_file" | "keep_shape")
 }
 
 /// How hard load is shed.

@@ -14,9 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::action::Shed;
 use crate::event::{Restart, RestartPolicy};
 
+mod code;
 mod describe;
 mod load;
 
+pub use code::{
+    CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
+};
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 
 /// Whether Grace may change the host.
@@ -62,6 +66,10 @@ pub struct Config {
     pub repo: Vec<Repo>,
     /// The scan for syntax errors.
     pub scan: Scan,
+    /// HTTP endpoints whose answers are watched.
+    pub endpoint: Vec<Endpoint>,
+    /// Sets of packages and programs that are watched, beside those of the declared processes.
+    pub environment: Vec<Environment>,
 }
 
 /// A process that Grace starts and supervises.
@@ -259,6 +267,14 @@ pub struct Triggers {
     pub latency_spike: LatencySpike,
     /// `error_feed`.
     pub error_feed: ErrorFeed,
+    /// `telemetry_drift`.
+    pub telemetry_drift: TelemetryDrift,
+    /// `dependency_regression`.
+    pub dependency_regression: DependencyRegression,
+    /// `code_diff`.
+    pub code_diff: CodeDiff,
+    /// `predicted_failure`.
+    pub predicted_failure: PredictedFailure,
 }
 
 /// Settings of `config_drift`.
@@ -614,18 +630,6 @@ impl Records {
             (3..=4).contains(&self.mode.len()) && self.mode.bytes().all(|b| (b'0'..=b'7').contains(&b));
         u32::from_str_radix(&self.mode, 8).ok().filter(|bits| octal && *bits <= 0o777)
     }
-}
-
-/// A source tree of a service on this host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Repo {
-    /// Absolute path of its top folder.
-    #[schemars(example = &"/srv/app")]
-    pub path: PathBuf,
-    /// Files whose changes matter most, as globs below the top folder.
-    #[serde(default)]
-    pub critical: Vec<String>,
 }
 
 /// The scan for syntax errors.

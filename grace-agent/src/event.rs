@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Outcome, Shed};
+use crate::code_facts::{Answer, CodeChange, DependencyChange, Ecosystem, FileRisk, KnownAnswers};
 use crate::config::Mode;
 use crate::file_state::{FileState, KnownGood};
 use crate::firing::Scope;
@@ -363,6 +364,94 @@ pub enum Kind {
         language: String,
         /// The first errors, in the order of the file.
         errors: Vec<SyntaxError>,
+    },
+    /// An endpoint is asked from now on (`[[endpoint]]`).
+    EndpointDeclared {
+        /// Its name, unique on the host.
+        name: String,
+        /// Its URL.
+        url: String,
+        /// Answers to learn from, where it has a setting of its own.
+        learn: Option<u32>,
+        /// Answers in a row that must be wrong, where it has a setting of its own.
+        confirm: Option<u32>,
+    },
+    /// An endpoint is not asked any more.
+    EndpointForgotten {
+        /// Its name.
+        name: String,
+    },
+    /// What the answers of an endpoint are measured by: what was learned before, or what a document declares.
+    EndpointKnown {
+        /// Its name.
+        name: String,
+        /// What is known.
+        known: KnownAnswers,
+    },
+    /// An endpoint was asked.
+    EndpointSeen {
+        /// Its name.
+        name: String,
+        /// What came.
+        answer: Answer,
+    },
+    /// A person takes the answers of an endpoint as they are now (`grace endpoint accept`).
+    EndpointAccepted {
+        /// Its name.
+        name: String,
+    },
+    /// The packages of an environment were looked at and compared with their snapshot.
+    DependenciesSeen {
+        /// Its name.
+        environment: String,
+        /// Where its packages come from.
+        ecosystem: Ecosystem,
+        /// When the snapshot was taken: RFC 3339.
+        snapshot: String,
+        /// How many packages it has now.
+        total: u64,
+        /// What differs, by name; capped.
+        changes: Vec<DependencyChange>,
+        /// How many more differ.
+        more: u64,
+    },
+    /// An environment is not watched any more.
+    EnvironmentForgotten {
+        /// Its name.
+        environment: String,
+    },
+    /// The critical files of a repo were compared with its known-good commit.
+    CodeSeen {
+        /// The repo's folder.
+        repo: PathBuf,
+        /// The known-good commit.
+        good: String,
+        /// The commit that is checked out.
+        head: String,
+        /// What differs, by path; capped.
+        changes: Vec<CodeChange>,
+        /// How many more differ.
+        more: u64,
+        /// Tests that are likely to cover what differs, the likeliest first; capped.
+        tests: Vec<String>,
+        /// The difference as a unified diff, line by line; capped.
+        diff: Vec<String>,
+    },
+    /// The files of a repo were rated.
+    RiskSeen {
+        /// The repo's folder.
+        repo: PathBuf,
+        /// The commit that is checked out.
+        head: String,
+        /// The riskiest files, the riskiest first; capped.
+        files: Vec<FileRisk>,
+        /// What the rating rests on, in words.
+        model: String,
+    },
+    /// A repo is not watched any more.
+    RepoForgotten {
+        /// Its folder.
+        repo: PathBuf,
     },
     /// A pause ends early.
     Unpaused {

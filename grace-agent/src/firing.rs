@@ -34,6 +34,12 @@ pub enum Subject {
     Route(String),
     /// An error that keeps coming back, by its signature.
     Error(String),
+    /// A git repo, by its folder.
+    Repo(PathBuf),
+    /// A polled endpoint, by name.
+    Endpoint(String),
+    /// A set of packages, by name.
+    Environment(String),
 }
 
 impl fmt::Display for Subject {
@@ -42,6 +48,9 @@ impl fmt::Display for Subject {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Process(name) => write!(f, "process {name}"),
             Self::Trigger(name) => write!(f, "trigger {name}"),
+            Self::Repo(path) => write!(f, "repo {}", path.display()),
+            Self::Endpoint(name) => write!(f, "endpoint {name}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
             Self::Error(signature) => write!(f, "error {signature}"),
             Self::Heartbeat(name) => write!(f, "heartbeat {name}"),
             Self::Queue(name) => write!(f, "queue {name}"),

@@ -238,6 +238,13 @@ impl Recorder {
                 self.preamble.remove(&(9, scope.to_string()));
                 return;
             }
+            Kind::EndpointDeclared { name, .. } => (13, name.clone()),
+            Kind::EndpointKnown { name, .. } => (14, name.clone()),
+            Kind::EndpointForgotten { name } => {
+                self.preamble.remove(&(13, name.clone()));
+                self.preamble.remove(&(14, name.clone()));
+                return;
+            }
             _ => return,
         };
         self.preamble.insert(key, event.clone());

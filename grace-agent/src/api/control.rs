@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use tokio::sync::broadcast;
 
 use super::view::{
-    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, ScanView, SnapshotView,
-    StatusView, TaskView, TriggerView, VerifyView,
+    DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer, PauseView,
+    RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
@@ -99,4 +99,20 @@ pub trait Control: Send + Sync + 'static {
     fn scan(&self, peer: Peer) -> Result<ScanView, ControlError>;
     /// The scan at start, as far as it is.
     fn scanned(&self) -> ScanView;
+    /// The polled endpoints.
+    fn endpoints(&self) -> Result<Vec<EndpointView>, ControlError>;
+    /// Take an endpoint's answers as they are now as known.
+    fn accept_endpoint(&self, name: &str, peer: Peer) -> Result<EndpointView, ControlError>;
+    /// Mark the commit that is checked out in each of `repos`, or in every one, as known-good.
+    fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError>;
+    /// How likely `path`, or every file of the declared repos, needs a repair soon, the riskiest first.
+    fn risk(&self, path: Option<&Path>) -> Result<Vec<RiskView>, ControlError>;
+    /// Compare `environments`, or every one, with their snapshots now.
+    fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError>;
+    /// Take what `environments`, or every one, have now as their snapshots.
+    fn snapshot_dependencies(
+        &self,
+        environments: &[String],
+        peer: Peer,
+    ) -> Result<Vec<DependencyView>, ControlError>;
 }

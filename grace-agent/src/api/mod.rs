@@ -1,9 +1,10 @@
 //! The socket: HTTP/1.1 and JSON on a Unix stream socket, for the command line and for scripts.
 //!
-//! `view.rs` the documents · `control.rs` what can be asked · `server.rs` the listening side · `client.rs` the
+//! `view.rs` the documents · `control.rs` what can be asked · `server.rs` the listening side (`code.rs` its routes about code) · `client.rs` the
 //! asking side.
 
 pub mod client;
+pub mod code;
 pub mod control;
 pub mod server;
 pub mod view;

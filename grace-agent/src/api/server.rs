@@ -232,7 +232,7 @@ async fn over(ended: &mut watch::Receiver<bool>) {
 }
 
 #[derive(Clone)]
-struct Shared {
+pub(super) struct Shared {
     control: Arc<dyn Control>,
     owner_uid: u32,
     ended: watch::Receiver<bool>,
@@ -260,6 +260,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/config", get(config))
         .route("/v1/records", post(records))
         .route("/v1/scan", get(scanned).post(scan))
+        .merge(super::code::routes())
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
@@ -497,11 +498,11 @@ async fn scanned(State(shared): State<Shared>) -> Answer {
     shared.ask(|control| Ok(control.scanned())).await
 }
 
-type Answer = Result<Response, Failure>;
-type Body = Result<Bytes, BytesRejection>;
+pub(super) type Answer = Result<Response, Failure>;
+pub(super) type Body = Result<Bytes, BytesRejection>;
 
 /// An error as the client sees it: `{"error": "…"}`.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -523,7 +524,7 @@ impl From<ControlError> for Failure {
 
 impl Shared {
     /// Asks off the event loop and makes the answer there, too: a long list takes its time.
-    async fn ask<T: Serialize + Send + 'static>(
+    pub(super) async fn ask<T: Serialize + Send + 'static>(
         self,
         question: impl FnOnce(&dyn Control) -> Result<T, ControlError> + Send + 'static,
     ) -> Answer {
@@ -539,14 +540,14 @@ impl Shared {
     }
 }
 
-fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+pub(super) fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
     let bytes = body.map_err(|err| Failure(err.status(), err.body_text()))?;
     serde_json::from_slice(&bytes).map_err(|err| {
         Failure(StatusCode::BAD_REQUEST, format!("the request is not what this route takes: {err}"))
     })
 }
 
-fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
+pub(super) fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
     let bad = |why| Err(Failure(StatusCode::BAD_REQUEST, why));
     if paths.len() > MAX_PATHS {
         return bad(format!("{} paths at once are too many: at most {MAX_PATHS}", paths.len()));

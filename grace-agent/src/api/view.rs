@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::code_facts::{DependencyChange, Ecosystem, FileRisk};
 use crate::config::Mode;
 use crate::event::{Actor, SyntaxError, Via};
 use crate::file_state::{Digest, KnownGood};
@@ -682,4 +683,88 @@ pub struct EvidenceView {
     pub sha256: String,
     /// The content, capped.
     pub text: String,
+}
+
+/// `grace endpoint list --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EndpointView {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// When it was last asked.
+    pub asked: Option<String>,
+    /// Answers since the agent started that could be judged.
+    pub answers: u64,
+    /// Why the last question brought nothing that can be judged.
+    pub trouble: Option<String>,
+    /// The OpenAPI document that says what its answers look like; none: that is learned.
+    pub openapi: Option<PathBuf>,
+    /// Answers that it was learned from.
+    pub learned_from: Option<u32>,
+    /// What is known of its answers, as JSON Schema (`grace endpoint show`).
+    pub schema: Option<serde_json::Value>,
+}
+
+/// What became of marking a commit as known-good. `grace good --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GoodView {
+    /// The repo's folder.
+    pub repo: PathBuf,
+    /// The commit that is the known-good one now; none: nothing was marked.
+    pub commit: Option<String>,
+    /// The one that was before.
+    pub before: Option<String>,
+    /// Why nothing was marked.
+    pub error: Option<String>,
+    /// Tracked files that are not what they are in the commit; capped.
+    pub dirty: Vec<String>,
+}
+
+/// An environment compared with its snapshot. `grace deps diff --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DependencyView {
+    /// Its name.
+    pub environment: String,
+    /// Where its packages come from.
+    pub ecosystem: Ecosystem,
+    /// When the snapshot was taken; none: there is none yet.
+    pub snapshot: Option<String>,
+    /// Packages that it has now.
+    pub total: u64,
+    /// What differs; capped.
+    pub changes: Vec<DependencyChange>,
+    /// How many more differ.
+    pub more: u64,
+    /// Why it could not be read.
+    pub trouble: Option<String>,
+}
+
+/// `grace risk --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RiskView {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// How likely the next changes include a repair of it: 0 to 1, calibrated where `model` says so.
+    pub risk: f64,
+    /// Share of the repo's files that have a lower risk, in percent.
+    pub percentile: f64,
+    /// What raises it, the heaviest first.
+    pub reasons: Vec<String>,
+    /// What the rating rests on, in words.
+    pub model: String,
+}
+
+impl RiskView {
+    /// A file of the repo at `repo`.
+    #[must_use]
+    pub fn new(repo: &std::path::Path, file: &FileRisk, model: &str) -> Self {
+        Self {
+            path: repo.join(&file.path),
+            risk: file.risk,
+            percentile: file.percentile,
+            reasons: file.reasons.clone(),
+            model: model.to_owned(),
+        }
+    }
 }

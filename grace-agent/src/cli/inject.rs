@@ -4,6 +4,12 @@
 //! same probes and a state folder of its own.
 #![expect(clippy::disallowed_methods, reason = "the fault must be made by another process than the agent")]
 
+mod code_diff;
+mod dependency_regression;
+mod predicted_failure;
+mod task;
+mod telemetry_drift;
+
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -57,6 +63,41 @@ enum Fault {
     LatencySpike,
     /// A program fails five times in the same way
     ErrorFeed,
+    /// An HTTP server's answers lose a field
+    TelemetryDrift,
+    /// A Python package gets another version
+    DependencyRegression,
+    /// `sed -i` changes a critical file of a git repo
+    CodeDiff,
+    /// A file of a git repo is repaired again and again
+    PredictedFailure,
+}
+
+/// What a fault brings along before an agent is started for it.
+enum Prepared {
+    /// Nothing: any agent that repairs will do.
+    Nothing,
+    /// A configuration for an agent of its own.
+    Config(String),
+    /// The same, and a server.
+    Server(String, telemetry_drift::Server),
+}
+
+impl Fault {
+    fn prepare(self, scratch: &Path) -> Result<Prepared, Failure> {
+        match self {
+            Self::ConfigDrift | Self::HealthGap | Self::LatencySpike | Self::ErrorFeed => {
+                Ok(Prepared::Nothing)
+            }
+            Self::TelemetryDrift => {
+                let server = telemetry_drift::Server::bind()?;
+                Ok(Prepared::Server(server.config(), server))
+            }
+            Self::DependencyRegression => Ok(Prepared::Config(dependency_regression::config(scratch)?)),
+            Self::CodeDiff => Ok(Prepared::Config(code_diff::config(scratch)?)),
+            Self::PredictedFailure => Ok(Prepared::Config(predicted_failure::config(scratch)?)),
+        }
+    }
 }
 
 /// How long an error of the scratch program must stay away to be over.
@@ -121,31 +162,44 @@ impl Inject {
         let Some(fault) = self.trigger else {
             for fault in Fault::value_variants().iter().filter_map(ValueEnum::to_possible_value) {
                 let help = fault.get_help().map(ToString::to_string).unwrap_or_default();
-                out.line(&format!("{:<14} {help}", fault.get_name()))?;
+                out.line(&format!("{:<22} {help}", fault.get_name()))?;
             }
             return Ok(0);
         };
         let scratch = Scratch::new()?;
         let mut teller = Teller { out, json: self.json, fault: None };
+        let prepared = fault.prepare(&scratch.0)?;
+        let config = scratch.0.join("grace.toml");
         let running =
             with_agent(&global.socket, async |agent| Ok(agent.get::<StatusView>("/v1/status").await?));
         let mut private = None;
-        let socket = match running {
-            Ok(status) if status.mode == Mode::Repair => {
-                teller.tell("agent", &format!("pid {} at {}", status.pid, global.socket.display()))?;
-                global.socket.clone()
-            }
-            Ok(_) | Err(Failure::Client(ClientError::NoAgent(_) | ClientError::Denied(_))) => {
-                let agent = private.insert(Private::start(&scratch.0)?);
-                let why = if running.is_ok() {
-                    "the running one only observes"
-                } else {
-                    "none answers at the socket"
-                };
-                teller.tell("agent", &format!("a private one, pid {}: {why}", agent.0.id()))?;
+        let socket = match (running, &prepared) {
+            (_, Prepared::Config(text) | Prepared::Server(text, _)) => {
+                fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+                let agent = private.insert(Private::start(&scratch.0, &config)?);
+                teller.tell(
+                    "agent",
+                    &format!("a private one, pid {}: this needs a configuration of its own", agent.0.id()),
+                )?;
                 scratch.socket()
             }
-            Err(err) => return Err(err),
+            (running, Prepared::Nothing) => match running {
+                Ok(status) if status.mode == Mode::Repair => {
+                    teller.tell("agent", &format!("pid {} at {}", status.pid, global.socket.display()))?;
+                    global.socket.clone()
+                }
+                Ok(_) | Err(Failure::Client(ClientError::NoAgent(_) | ClientError::Denied(_))) => {
+                    let agent = private.insert(Private::start(&scratch.0, Path::new("/dev/null"))?);
+                    let why = if running.is_ok() {
+                        "the running one only observes"
+                    } else {
+                        "none answers at the socket"
+                    };
+                    teller.tell("agent", &format!("a private one, pid {}: {why}", agent.0.id()))?;
+                    scratch.socket()
+                }
+                Err(err) => return Err(err),
+            },
         };
         with_agent(&socket, async |agent| {
             let mut stop = Stop::new()?;
@@ -155,6 +209,19 @@ impl Inject {
                 Fault::HealthGap => health_gap(&agent, &mut teller, &mut stop).await,
                 Fault::LatencySpike => latency_spike(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::ErrorFeed => error_feed(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::TelemetryDrift => match prepared {
+                    Prepared::Server(_, server) => {
+                        telemetry_drift::tell(&agent, server, &mut teller, &mut stop).await
+                    }
+                    Prepared::Nothing | Prepared::Config(_) => Err(anyhow!("no server was made").into()),
+                },
+                Fault::DependencyRegression => {
+                    dependency_regression::tell(&agent, &scratch.0, &mut teller, &mut stop).await
+                }
+                Fault::CodeDiff => code_diff::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::PredictedFailure => {
+                    predicted_failure::tell(&agent, &scratch.0, &mut teller, &mut stop).await
+                }
             }
         })?;
         Ok(0)
@@ -534,12 +601,12 @@ impl Drop for Scratch {
 struct Private(Child);
 
 impl Private {
-    fn start(scratch: &Path) -> Result<Self, Failure> {
+    fn start(scratch: &Path, config: &Path) -> Result<Self, Failure> {
         let grace = std::env::current_exe().context("cannot find this program")?;
         let child = Command::new(grace)
             .args(["run", "--quiet", "--mode", "repair"])
             .arg("--config")
-            .arg("/dev/null")
+            .arg(config)
             .arg("--state-dir")
             .arg(scratch.join("state"))
             .arg("--socket")

@@ -6,15 +6,19 @@
 pub mod ask;
 mod canary;
 pub mod config;
+pub mod deps;
 pub mod doctor;
+pub mod endpoint;
 pub mod explain;
 pub mod firings;
+pub mod good;
 pub mod incidents;
 pub mod inject;
 pub mod manual;
 pub mod pause;
 pub mod replay;
 pub mod report;
+pub mod risk;
 pub mod run;
 pub mod scan;
 pub mod schema;
@@ -141,6 +145,14 @@ enum Command {
     Accuracy(report::Accuracy),
     /// JSON Schema of what --json prints
     Schema(schema::Schema),
+    /// The polled endpoints, and what is known of their answers
+    Endpoint(endpoint::Endpoint),
+    /// Mark the commit that is checked out as known-good
+    Good(good::Good),
+    /// Packages and programs, compared with their snapshots
+    Deps(deps::Deps),
+    /// How likely files need a repair soon, as their history says
+    Risk(risk::Risk),
     /// Completion for a shell, to stdout
     Completions(manual::Completions),
     /// The manual, to stdout or as pages into a folder
@@ -187,6 +199,10 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Error(command) => command.go(global, &mut out),
         Command::Accuracy(command) => command.go(global, &mut out),
         Command::Schema(command) => command.go(global, &mut out),
+        Command::Endpoint(command) => command.go(global, &mut out),
+        Command::Good(command) => command.go(global, &mut out),
+        Command::Deps(command) => command.go(global, &mut out),
+        Command::Risk(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),
         Command::Man(command) => command.go(global, &mut out),
         Command::Canary(command) => command.go(),

@@ -49,7 +49,11 @@ pub struct Run {
 impl Run {
     pub(super) fn go(self, global: &Global, agent: Agent) -> Answer {
         let filter = EnvFilter::try_from_env("GRACE_LOG")
-            .unwrap_or_else(|_| EnvFilter::new(if global.quiet { "error" } else { "warn" }));
+            // What an endpoint's certificate is refused for stands in `status`, not in the log at each poll.
+            .unwrap_or_else(|_| {
+                let level = if global.quiet { "error" } else { "warn" };
+                EnvFilter::new(format!("{level},rustls_platform_verifier=off"))
+            });
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)

@@ -7,8 +7,8 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    ExplainView, FiringView, IncidentView, PathAnswer, PauseView, RecordsAnswer, ScanView, SnapshotView,
-    StatusView, TaskView, TriggerView, VerifyView,
+    DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer, PauseView,
+    RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -21,8 +21,8 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "config", "doctor", "explain", "firing", "incident", "pause", "records", "scan", "snapshot",
-    "status", "task", "trigger", "verify",
+    "answer", "config", "deps", "doctor", "endpoint", "explain", "firing", "good", "incident", "pause",
+    "records", "risk", "scan", "snapshot", "status", "task", "trigger", "verify",
 ];
 
 impl Schema {
@@ -36,7 +36,11 @@ impl Schema {
         let schema = match name.as_str() {
             "answer" => schema_for!(PathAnswer),
             "config" => schema_for!(Config),
+            "deps" => schema_for!(DependencyView),
             "doctor" => schema_for!(Report),
+            "endpoint" => schema_for!(EndpointView),
+            "good" => schema_for!(GoodView),
+            "risk" => schema_for!(RiskView),
             "explain" => schema_for!(ExplainView),
             "firing" => schema_for!(FiringView),
             "incident" => schema_for!(IncidentView),

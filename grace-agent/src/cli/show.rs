@@ -156,6 +156,9 @@ fn subject(subject: &Subject) -> String {
         Subject::Queue(name) => format!("queue {name}"),
         Subject::Route(name) => format!("route {name}"),
         Subject::Error(signature) => format!("error {signature}"),
+        Subject::Repo(path) => path.display().to_string(),
+        Subject::Endpoint(name) => name.clone(),
+        Subject::Environment(name) => name.clone(),
     }
 }
 

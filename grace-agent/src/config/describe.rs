@@ -164,6 +164,8 @@ mod tests {
             queue: vec![],
             route: vec![],
             repo: vec![],
+            endpoint: vec![],
+            environment: vec![],
             ..on.clone()
         };
         assert_eq!(alone, wanted);
@@ -171,6 +173,7 @@ mod tests {
             (on.process.len(), on.file.len(), on.queue.len(), on.route.len(), on.repo.len()),
             (1, 1, 1, 1, 1)
         );
+        assert_eq!((on.endpoint.len(), on.environment.len()), (1, 1));
         let defaults = parse("[[process]]\nname = \"worker\"\ncommand = [\"/bin/true\"]");
         assert_eq!(on.process[0].backoff, defaults.process[0].backoff);
     }

@@ -15,6 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Config, Process, Span};
+use crate::code_facts::Ecosystem;
 use crate::reported::{NAME_MAX, is_name, is_value};
 
 /// Where the configuration lies unless `--config` says otherwise.
@@ -406,24 +407,140 @@ impl Config {
         let record = [Step::Key("record"), Step::Key("max_mib")];
         out.at_least_one(&record, self.record.max_mib, "to record nothing set enabled = false");
 
-        let mut repos = BTreeMap::new();
-        for (i, repo) in self.repo.iter().enumerate() {
-            let at = [Step::Key("repo"), Step::Index(i), Step::Key("path")];
-            if let Err(why) = check_path(&repo.path) {
-                out.push(&at, why);
-            }
-            if let Some(first) = repos.insert(repo.path.components().collect::<PathBuf>(), i) {
-                let path = shown(&repo.path);
-                let first = first + 1;
-                out.push(&at, format!("`{path}` is already declared by [[repo]] number {first}"));
-            }
-        }
         for (i, path) in self.scan.paths.iter().enumerate() {
             if let Err(why) = check_path(path) {
                 out.push(&[Step::Key("scan"), Step::Key("paths"), Step::Index(i)], why);
             }
         }
+        self.validate_code(&mut out);
         out.0
+    }
+
+    /// The same for the tables about code.
+    fn validate_code(&self, out: &mut Wrongs) {
+        let mut names = BTreeMap::new();
+        for (i, endpoint) in self.endpoint.iter().enumerate() {
+            let at = |key| [Step::Key("endpoint"), Step::Index(i), Step::Key(key)];
+            let url = endpoint.url.parse::<hyper::Uri>();
+            let fits = |uri: &hyper::Uri| {
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'))
+            };
+            if !url.as_ref().is_ok_and(fits) {
+                let url = endpoint.url.escape_debug();
+                out.push(
+                    &at("url"),
+                    format!("`{url}` is not an http:// or https:// URL (a token goes into headers)"),
+                );
+            }
+            let name = endpoint.name();
+            if name.is_empty() || name.len() > 256 || name.contains(char::is_control) {
+                out.push(&at("name"), "must have 1 to 256 characters, none of them a control character");
+            }
+            if let Some(first) = names.insert(name, i) {
+                let (name, first) = (name.escape_debug(), first + 1);
+                let key = if endpoint.name.is_some() { "name" } else { "url" };
+                out.push(&at(key), format!("`{name}` is already declared by [[endpoint]] number {first}"));
+            }
+            if endpoint.every < Span::millis(100) {
+                out.push(&at("every"), "must be at least `100ms`");
+            }
+            if endpoint.timeout.get().is_zero() || endpoint.timeout > Span::secs(60) {
+                out.push(&at("timeout"), "must be longer than zero and at most `60s`");
+            }
+            if hyper::Method::from_bytes(endpoint.method.as_bytes()).is_err() {
+                out.push(&at("method"), "must be an HTTP method such as `GET`");
+            }
+            for (name, value) in &endpoint.headers {
+                if hyper::header::HeaderName::from_bytes(name.as_bytes()).is_err()
+                    || hyper::header::HeaderValue::from_str(value).is_err()
+                {
+                    out.push(&at("headers"), format!("`{}` cannot be sent as a header", name.escape_debug()));
+                }
+            }
+            if let Some(Err(why)) = endpoint.openapi.as_deref().map(check_path) {
+                out.push(&at("openapi"), why);
+            }
+            for (key, value) in [("learn", endpoint.learn), ("confirm", endpoint.confirm)] {
+                out.at_least_one(&at(key), value.unwrap_or(1), "leave it out for the default");
+            }
+        }
+        let mut names = BTreeMap::new();
+        for (i, environment) in self.environment.iter().enumerate() {
+            let at = |key| [Step::Key("environment"), Step::Index(i), Step::Key(key)];
+            let name = environment.name.as_str();
+            if name.is_empty() || name.len() > 256 || name.contains(char::is_control) {
+                out.push(&at("name"), "must have 1 to 256 characters, none of them a control character");
+            }
+            if name.starts_with("process/") {
+                out.push(
+                    &at("name"),
+                    "must not begin with `process/`: that is how those of the processes are called",
+                );
+            }
+            if let Some(first) = names.insert(name, i) {
+                let (name, first) = (name.escape_debug(), first + 1);
+                out.push(
+                    &at("name"),
+                    format!("`{name}` is already declared by [[environment]] number {first}"),
+                );
+            }
+            if environment.paths.is_empty() {
+                out.push(&at("paths"), "must name where it lies");
+            }
+            for (n, path) in environment.paths.iter().enumerate() {
+                let bare = environment.kind == Ecosystem::Binary && path.components().count() == 1;
+                if let Err(why) = check_path(path)
+                    && (!bare || path.is_absolute())
+                {
+                    out.push(&[&at("paths")[..], &[Step::Index(n)]].concat(), why);
+                }
+            }
+        }
+        let mut paths = BTreeMap::new();
+        for (i, repo) in self.repo.iter().enumerate() {
+            let at = |key| [Step::Key("repo"), Step::Index(i), Step::Key(key)];
+            if let Err(why) = check_path(&repo.path) {
+                out.push(&at("path"), why);
+            }
+            if let Some(first) = paths.insert(repo.path.components().collect::<PathBuf>(), i) {
+                let (path, first) = (shown(&repo.path), first + 1);
+                out.push(&at("path"), format!("`{path}` is already named by [[repo]] number {first}"));
+            }
+            for (n, glob) in repo.critical.iter().enumerate() {
+                if let Err(err) = globset::Glob::new(glob) {
+                    let why = err.to_string().escape_debug().to_string();
+                    out.push(&[&at("critical")[..], &[Step::Index(n)]].concat(), why);
+                }
+            }
+        }
+        let trigger = |name, key| [Step::Key("triggers"), Step::Key(name), Step::Key(key)];
+        let drift = &self.triggers.telemetry_drift;
+        out.at_least_one(
+            &trigger("telemetry_drift", "learn"),
+            drift.learn,
+            "one answer is the least to learn from",
+        );
+        out.at_least_one(
+            &trigger("telemetry_drift", "confirm"),
+            drift.confirm,
+            "1 fires at the first answer",
+        );
+        for (name, poll) in [
+            ("dependency_regression", self.triggers.dependency_regression.poll),
+            ("code_diff", self.triggers.code_diff.poll),
+        ] {
+            if poll < Span::millis(100) {
+                out.push(&trigger(name, "poll"), "must be at least `100ms`");
+            }
+        }
+        let risk = &self.triggers.predicted_failure;
+        if !(0.0..=1.0).contains(&risk.threshold) {
+            out.push(&trigger("predicted_failure", "threshold"), "must be from 0 to 1");
+        } else if !(0.0..=risk.threshold).contains(&risk.clear) {
+            out.push(&trigger("predicted_failure", "clear"), "must be from 0 to `threshold`");
+        }
+        out.at_least_one(&trigger("predicted_failure", "commits"), risk.commits, "2000 is the default");
     }
 }
 
@@ -941,6 +1058,66 @@ mod tests {
         ] {
             assert_eq!(first(&text), expected);
         }
+    }
+
+    #[test]
+    fn values_of_the_tables_about_code_are_judged_where_they_stand() {
+        let endpoint = |extra: &str| format!("[[endpoint]]\nurl = \"http://h/x?m=a@b\"\n{extra}\n");
+        for right in [
+            endpoint("headers = { authorization = \"Bearer x\" }"),
+            "[[endpoint]]\nurl = \"https://[::1]:8443\"".to_owned(),
+            "[[environment]]\nname = \"t\"\nkind = \"binary\"\npaths = [\"git\", \"/bin/sh\"]".to_owned(),
+            "[[repo]]\npath = \"/srv/app\"\ncritical = [\"backend/**\", \"*.{py,js}\"]".to_owned(),
+        ] {
+            assert_eq!(report(&right), "accepted", "{right}");
+        }
+        for (text, expected) in [
+            (
+                "[[endpoint]]\nurl = \"ftp://h/\"".to_owned(),
+                "c.toml:2:7: url: `ftp://h/` is not an http:// or https:// URL (a token goes into headers)",
+            ),
+            (
+                "[[endpoint]]\nurl = \"http://u:p@h/\"".to_owned(),
+                "c.toml:2:7: url: `http://u:p@h/` is not an http:// or https:// URL (a token goes into headers)",
+            ),
+            (endpoint("every = \"1ms\""), "c.toml:3:9: every: must be at least `100ms`"),
+            (
+                endpoint("timeout = \"2m\""),
+                "c.toml:3:11: timeout: must be longer than zero and at most `60s`",
+            ),
+            (
+                endpoint("headers = { \"a b\" = \"c\" }"),
+                "c.toml:3:11: headers: `a b` cannot be sent as a header",
+            ),
+            (endpoint("openapi = \"x.yaml\""), "c.toml:3:11: openapi: `x.yaml` is not an absolute path"),
+            (
+                endpoint("") + &endpoint(""),
+                "c.toml:5:7: url: `http://h/x?m=a@b` is already declared by [[endpoint]] number 1",
+            ),
+            (
+                "[[environment]]\nname = \"a\"\nkind = \"python\"\npaths = [\"venv\"]".to_owned(),
+                "c.toml:4:10: paths: `venv` is not an absolute path",
+            ),
+            (
+                "[[environment]]\nname = \"process/w\"\nkind = \"system\"\npaths = [\"/\"]".to_owned(),
+                "c.toml:2:8: name: must not begin with `process/`: that is how those of the processes are called",
+            ),
+            (
+                "[[repo]]\npath = \"/srv/app\"\n[[repo]]\npath = \"/srv//app\"".to_owned(),
+                "c.toml:4:8: path: `/srv//app` is already named by [[repo]] number 1",
+            ),
+            (
+                "[triggers.predicted_failure]\nclear = 0.8".to_owned(),
+                "c.toml:2:9: clear: must be from 0 to `threshold`",
+            ),
+            (
+                "[triggers.predicted_failure]\nthreshold = nan".to_owned(),
+                "c.toml:2:13: threshold: must be from 0 to 1",
+            ),
+        ] {
+            assert_eq!(first(&text), expected);
+        }
+        assert!(first("[[repo]]\npath = \"/r\"\ncritical = [\"a[\"]").starts_with("c.toml:3:13: critical: "));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use super::{declare, degraded, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
-    ConfigView, CostView, DescendantView, ExplainView, FiringView, Health, IncidentView, LatencyView,
-    PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer, RefusedView, RingView, ScanItem, ScanState,
-    ScanView, SnapshotView, SourceView, StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
+    ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
+    Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer,
+    RefusedView, RingView, RiskView, ScanItem, ScanState, ScanView, SnapshotView, SourceView, StatusView,
+    TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock::{self, Stopwatch};
 use crate::config;
@@ -99,6 +100,7 @@ impl Agent {
                 format!("waiting over 10 s: {}", psi.join(", "))
             },
         });
+        out.extend(self.executor.code.health());
         out
     }
 
@@ -568,6 +570,34 @@ impl Control for Agent {
 
     fn scanned(&self) -> ScanView {
         self.boot_scan.view()
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointView>, ControlError> {
+        Ok(self.executor.code.endpoint_views())
+    }
+
+    fn accept_endpoint(&self, name: &str, peer: Peer) -> Result<EndpointView, ControlError> {
+        self.executor.code.accept_endpoint(name, peer)
+    }
+
+    fn mark_good(&self, repos: &[PathBuf], force: bool, peer: Peer) -> Result<Vec<GoodView>, ControlError> {
+        self.executor.code.mark_good(repos, force, peer)
+    }
+
+    fn risk(&self, path: Option<&Path>) -> Result<Vec<RiskView>, ControlError> {
+        self.executor.code.risk(path)
+    }
+
+    fn dependencies(&self, environments: &[String]) -> Result<Vec<DependencyView>, ControlError> {
+        self.executor.code.dependencies(environments)
+    }
+
+    fn snapshot_dependencies(
+        &self,
+        environments: &[String],
+        peer: Peer,
+    ) -> Result<Vec<DependencyView>, ControlError> {
+        self.executor.code.snapshot_dependencies(environments, peer)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::code::Code;
 use super::gate::Gate;
 use crate::action::{Action, Order, Outcome, Shed};
 use crate::actions::restart_process::{self, RestartError, Restarted};
@@ -48,6 +49,7 @@ pub(super) struct Executor {
     pub(super) events: SyncSender<Event>,
     /// What processes that Grace starts are told in their environment: where to report to.
     pub(super) tells: BTreeMap<String, String>,
+    pub(super) code: Arc<Code>,
 }
 
 impl Executor {
@@ -93,6 +95,7 @@ impl Executor {
             Action::FileTask { title, acceptance } => {
                 self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
             }
+            Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }
     }
 

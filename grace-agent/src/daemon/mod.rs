@@ -6,6 +6,7 @@
 //! its blocking pool carries out orders.
 
 mod boot_scan;
+mod code;
 mod control;
 mod executor;
 mod gate;
@@ -42,6 +43,7 @@ use crate::file_state::ContentKind;
 use crate::firing::State;
 use crate::host;
 use crate::journal::Journal;
+use crate::known::Known;
 use crate::prompt::prompt;
 use crate::recording::Recorder;
 use crate::safe_path::own_name;
@@ -58,6 +60,7 @@ use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::triggers;
 use boot_scan::BootScan;
+use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
@@ -169,6 +172,9 @@ fn serve(
         Kmsg::start(feed.kmsg, events.clone()).context("cannot start to follow the kernel's messages")?;
     let (journald, journald_thread) =
         Journald::start(feed.journald, events.clone()).context("cannot start to follow the journal")?;
+    let known = Arc::new(Known::open(state.db()?)?);
+    let code = Code::start(known, Arc::clone(&journal), events.clone());
+    let code = Arc::new(code.context("cannot start to watch code")?);
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -185,6 +191,7 @@ fn serve(
         boot_id: boot_id.clone(),
         events: events.clone(),
         tells: tells(&options.socket, records.path()),
+        code: Arc::clone(&code),
     });
 
     let engine = Engine::new(&config);
@@ -236,6 +243,7 @@ fn serve(
     for process in &config.process {
         declare(&executor, process.clone());
     }
+    code.set(&config, None);
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let latency = Arc::new(Mutex::new(LatencyView::default()));
@@ -313,6 +321,7 @@ fn serve(
     stop.store(true, Ordering::Release);
     files.stop();
     agent.records.stop();
+    code.stop();
     executor.send(Kind::Tick);
     for thread in [files_thread, engine_thread] {
         if thread.join().is_err() {
@@ -435,7 +444,9 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     for process in &config.process {
         declare(executor, process.clone());
     }
-    declare_work(executor, &lock(&agent.config).clone(), &config);
+    let before = lock(&agent.config).clone();
+    declare_work(executor, &before, &config);
+    executor.code.set(&config, Some(&before));
     *lock(&agent.probe_settings) = config.probes.clone();
     lock(&agent.quiet).clone_from(&config.policy.quiet);
     agent.journal.note("config", "reloaded".to_owned());

@@ -1,12 +1,16 @@
 //! The judges: one file per trigger, each pure. A trigger sees events and says verdicts; it reads no clock, file or
 //! network, and names actions without performing them.
 
+pub mod code_diff;
 pub mod config_drift;
+pub mod dependency_regression;
 pub mod error_feed;
 pub mod health_gap;
 pub mod latency_spike;
 pub mod model_integrity;
+pub mod predicted_failure;
 pub mod resource_pressure;
+pub mod telemetry_drift;
 
 use std::time::Duration;
 
@@ -112,6 +116,10 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
         Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
         Box::new(latency_spike::LatencySpike::new(set.latency_spike.clone())),
         Box::new(error_feed::ErrorFeed::new(set.error_feed.clone())),
+        Box::new(telemetry_drift::TelemetryDrift::new(set.telemetry_drift.clone())),
+        Box::new(dependency_regression::DependencyRegression::new(set.dependency_regression.clone())),
+        Box::new(code_diff::CodeDiff::new(set.code_diff.clone())),
+        Box::new(predicted_failure::PredictedFailure::new(set.predicted_failure.clone())),
     ]
 }
 
@@ -125,6 +133,10 @@ pub fn specs() -> Vec<&'static Spec> {
         &resource_pressure::SPEC,
         &latency_spike::SPEC,
         &error_feed::SPEC,
+        &telemetry_drift::SPEC,
+        &dependency_regression::SPEC,
+        &code_diff::SPEC,
+        &predicted_failure::SPEC,
     ]
 }
 
