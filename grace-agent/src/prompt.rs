@@ -19,8 +19,7 @@ struct SchedAttr {
     period_ns: u64,
 }
 
-/// For work that can wait: a tenth of what another thread gets, not nothing. With `SCHED_IDLE` a scan on a busy host never
-/// came to an end.
+/// For work that can wait: a tenth of what another thread gets, not nothing, so that it comes to an end on a busy host.
 const PATIENT: i32 = 10;
 
 /// `IOPRIO_CLASS_IDLE` in the upper bits (include/uapi/linux/ioprio.h), for the calling thread (`IOPRIO_WHO_PROCESS`, 0).

@@ -119,9 +119,21 @@ pub fn check(language: Language, name: &str, bytes: &[u8]) -> Checked {
 }
 
 /// Two parsers must agree where the language has one of its own here: a grammar for editors takes some new or odd
-/// syntax for an error, and its word on the place is vague.
+/// syntax for an error, and its word on the place is vague. The quicker one is asked first; mostly it finds nothing, and
+/// the other need not be asked.
 fn errors_of_code(language: Language, name: &str, source: &Source<'_>) -> Result<Vec<SyntaxError>, Skip> {
-    let seen = grammar::errors(language, source)?;
+    let own = || opinion::errors(language, name, source);
+    let (seen, own) = if opinion::is_quick(language) {
+        match own() {
+            Some(errors) if errors.is_empty() => return Ok(errors),
+            own => (grammar::errors(language, source)?, own),
+        }
+    } else {
+        match grammar::errors(language, source)? {
+            errors if errors.is_empty() => return Ok(errors),
+            seen => (seen, own()),
+        }
+    };
     if seen.is_empty() {
         return Ok(seen);
     }
@@ -131,7 +143,7 @@ fn errors_of_code(language: Language, name: &str, source: &Source<'_>) -> Result
     if language == Language::JavaScript && head(source.text).contains("@flow") {
         return Err(Skip::Flow);
     }
-    Ok(opinion::errors(language, name, source).unwrap_or(seen))
+    Ok(own.unwrap_or(seen))
 }
 
 /// The first kilobyte or so.

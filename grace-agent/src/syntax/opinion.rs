@@ -22,6 +22,11 @@ pub(super) fn errors(language: Language, name: &str, source: &Source<'_>) -> Opt
     }
 }
 
+/// Whether the language's own parser takes less time than tree-sitter.
+pub(super) fn is_quick(language: Language) -> bool {
+    matches!(language, Language::Python | Language::JavaScript | Language::TypeScript | Language::Tsx)
+}
+
 fn python(_name: &str, source: &Source<'_>) -> Vec<SyntaxError> {
     use rustpython_ruff_python_parser::{Mode, ParseOptions, parse_unchecked};
     let parsed = parse_unchecked(source.text, ParseOptions::from(Mode::Module));
