@@ -157,7 +157,18 @@ fn faults_about_code_bring_their_agent_and_end_with_a_task_and_cleared() {
 fn the_list_says_what_can_be_made() {
     let out = inject(Path::new("/nonexistent/s"), Path::new("/tmp"), &["--list"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
-    for name in ["config_drift", "health_gap", "latency_spike", "error_feed"] {
+    for name in
+        ["config_drift", "health_gap", "latency_spike", "error_feed", "model_integrity", "resource_pressure"]
+    {
         assert!(text.contains(name), "{text}");
     }
+}
+
+#[test]
+fn damaged_weights_are_put_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let out =
+        inject(Path::new("/nonexistent/s"), tmp.path(), &["model_integrity", "--json"]).output().unwrap();
+    told(&out, &DRIFT);
+    nothing_left(tmp.path());
 }

@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 use harness::{Agent, program, wait_until};
 use serde_json::Value;
 
-/// More loops than processors, in one process group; a process that must not be touched beside it.
+/// A process that keeps all processors busy, and ends by itself whatever becomes of this test; one that must not be touched
+/// beside it.
 fn config() -> String {
-    let cpus = std::thread::available_parallelism().unwrap().get();
-    let spin = format!("for i in $(seq {}); do while :; do :; done & done; wait", cpus + 1);
     format!(
         "[pressure]\ncpu = 97\nmargin = 1\nsustained = \"2s\"\nsteps = [\"freeze\"]\n\
-         [[process]]\nname = \"hog\"\nimportance = 1\ncommand = [\"{sh}\", \"-c\", \"{spin}\"]\n\
+         [[process]]\nname = \"hog\"\nimportance = 1\ncommand = [\"{grace}\", \"canary\", \"--spin\", \"/\"]\n\
          [[process]]\nname = \"database\"\nimportance = 100\ncommand = [\"{sleep}\", \"1000\"]\n",
-        sh = program("sh"),
+        grace = harness::GRACE,
         sleep = program("sleep"),
     )
 }
@@ -59,7 +58,6 @@ fn load_is_shed_from_the_least_important_and_given_back() {
         if began.elapsed() > Duration::from_secs(40) {
             // The hog stands still, and others keep the processors busy: nothing is there to be given back.
             harness::skip("load_is_shed_and_given_back", "the processors are busy with other work");
-            assert_eq!(state(hog), Some('T'));
             return;
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -73,7 +71,6 @@ fn load_is_shed_from_the_least_important_and_given_back() {
     assert_eq!(again["again"], firing["id"], "{again:#}");
     if state(hog) == Some('T') {
         agent.crash();
-        assert_eq!(state(hog), Some('T'));
         agent.run();
         wait_until("the next agent gives back", || state(hog).is_some_and(|s| s != 'T'));
     }

@@ -529,7 +529,8 @@ pub struct Pressure {
     pub sustained: Span,
     /// So many points below the limit before it clears. Default 5.
     pub margin: f64,
-    /// How load is shed, gentlest first; `[]`: not at all. Default `["throttle", "freeze", "terminate"]`.
+    /// How load is shed, gentlest first: `throttle`, `freeze`, `terminate`; `[]`: not at all. Default `["throttle"]`: a host
+    /// may be meant to be busy, and nothing is stopped or ended unless somebody says so here.
     pub steps: Vec<Shed>,
 }
 
@@ -547,7 +548,7 @@ impl Default for Pressure {
             inodes: 95.0,
             sustained: Span::secs(30),
             margin: 5.0,
-            steps: vec![Shed::Throttle, Shed::Freeze, Shed::Terminate],
+            steps: vec![Shed::Throttle],
         }
     }
 }

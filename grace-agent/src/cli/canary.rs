@@ -1,5 +1,6 @@
 //! `grace canary`, hidden: the process that the probes' self-test starts. It waits to be told, starts a program (fork,
-//! exec, exit), says that it is done, and waits to be killed. With `--listen` it is the server that `grace inject` breaks.
+//! exec, exit), says that it is done, and waits to be killed. With `--listen` it is the server that `grace inject` breaks, with
+//! `--spin` the process that keeps the host busy for it.
 
 use std::io::{BufRead, Write};
 use std::net::TcpListener;
@@ -10,7 +11,11 @@ use anyhow::Context;
 use clap::Args;
 
 use super::Answer;
+use crate::clock::Stopwatch;
 use crate::sources::ebpf::self_test::DONE;
+
+/// However `grace inject` ends, its process ends by itself after this time.
+const SPIN_MAX: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Connections that may wait for the server.
 pub(super) const BACKLOG: i32 = 4;
@@ -21,13 +26,17 @@ pub(super) struct Canary {
     /// Accept connections on a port of this host, and write which one into FILE
     #[arg(long, value_name = "FILE")]
     listen: Option<PathBuf>,
+    /// Wait for FILE, then keep every processor busy at the lowest priority, for two minutes at most
+    #[arg(long, value_name = "FILE", conflicts_with = "listen")]
+    spin: Option<PathBuf>,
 }
 
 impl Canary {
     pub(super) fn go(self) -> Answer {
-        match self.listen {
-            Some(file) => listen(&file),
-            None => go(),
+        match (self.listen, self.spin) {
+            (Some(file), _) => listen(&file),
+            (None, Some(file)) => spin(&file),
+            (None, None) => go(),
         }
     }
 }
@@ -46,6 +55,30 @@ fn listen(file: &Path) -> Answer {
         // Whoever left before it was accepted is no reason to end.
         drop(listener.accept());
     }
+}
+
+/// Keeps every processor busy once `file` is there.
+fn spin(file: &Path) -> Answer {
+    let began = Stopwatch::start();
+    rustix::process::setpriority_process(None, 19).context("cannot take the lowest priority")?;
+    while !file.exists() && began.elapsed() < SPIN_MAX {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let busy = || {
+        while began.elapsed() < SPIN_MAX {
+            for _ in 0..100_000 {
+                std::hint::spin_loop();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..cpus {
+            scope.spawn(busy);
+        }
+        busy();
+    });
+    Ok(0)
 }
 
 #[expect(

@@ -6,7 +6,9 @@
 
 mod code_diff;
 mod dependency_regression;
+mod model_integrity;
 mod predicted_failure;
+mod resource_pressure;
 mod task;
 mod telemetry_drift;
 
@@ -71,6 +73,10 @@ enum Fault {
     CodeDiff,
     /// A file of a git repo is repaired again and again
     PredictedFailure,
+    /// `dd` overwrites one byte of a weights file
+    ModelIntegrity,
+    /// A declared process keeps all processors busy
+    ResourcePressure,
 }
 
 /// What a fault brings along before an agent is started for it.
@@ -86,9 +92,12 @@ enum Prepared {
 impl Fault {
     fn prepare(self, scratch: &Path) -> Result<Prepared, Failure> {
         match self {
-            Self::ConfigDrift | Self::HealthGap | Self::LatencySpike | Self::ErrorFeed => {
-                Ok(Prepared::Nothing)
-            }
+            Self::ConfigDrift
+            | Self::HealthGap
+            | Self::LatencySpike
+            | Self::ErrorFeed
+            | Self::ModelIntegrity => Ok(Prepared::Nothing),
+            Self::ResourcePressure => Ok(Prepared::Config(resource_pressure::CONFIG.to_owned())),
             Self::TelemetryDrift => {
                 let server = telemetry_drift::Server::bind()?;
                 Ok(Prepared::Server(server.config(), server))
@@ -221,6 +230,12 @@ impl Inject {
                 Fault::CodeDiff => code_diff::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::PredictedFailure => {
                     predicted_failure::tell(&agent, &scratch.0, &mut teller, &mut stop).await
+                }
+                Fault::ModelIntegrity => {
+                    model_integrity::tell(&agent, &scratch.0, &mut teller, &mut stop).await
+                }
+                Fault::ResourcePressure => {
+                    resource_pressure::tell(&agent, &scratch.0, &mut teller, &mut stop).await
                 }
             }
         })?;

@@ -25,7 +25,7 @@ pub static SPEC: Spec = Spec {
            the reading was `margin` points below the limit for as long as it took to fire; what was shed is given back \
            then, the last first. Not seen is neither: without samples it keeps its verdict.",
     subjects: "resources of the host",
-    remedy: "shed load: throttle → freeze → terminate the least important → task",
+    remedy: "shed load of the least important: throttle (→ freeze → terminate, where allowed) → task",
     needs: "/proc; PSI (psi=1) for stalls",
     evidence: &[],
     route: Route::SelfHealing,
@@ -220,8 +220,7 @@ mod tests {
     fn trigger() -> ResourcePressure {
         let settings = config::Pressure {
             sustained: Span::secs(10),
-            cpu: 90.0,
-            margin: 5.0,
+            steps: vec![Shed::Throttle, Shed::Freeze, Shed::Terminate],
             ..config::Pressure::default()
         };
         ResourcePressure::new(settings)
