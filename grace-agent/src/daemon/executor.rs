@@ -27,6 +27,7 @@ use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
+use crate::tasks::Queue;
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -50,6 +51,7 @@ pub(super) struct Executor {
     /// What processes that Grace starts are told in their environment: where to report to.
     pub(super) tells: BTreeMap<String, String>,
     pub(super) code: Arc<Code>,
+    pub(super) tasks: Arc<Queue>,
 }
 
 impl Executor {
@@ -93,7 +95,11 @@ impl Executor {
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
             Action::RestartProcess { name, .. } => self.restart(name, order.at),
             Action::FileTask { title, acceptance } => {
-                self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
+                let firing = match order.firing {
+                    Some(id) => self.journal.firing(id).map_err(|err| chain(&err))?.map(|(view, _)| view),
+                    None => None,
+                };
+                self.tasks.file(firing.as_ref(), title, acceptance).map_err(|err| chain(&err))
             }
             Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }
