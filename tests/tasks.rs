@@ -6,10 +6,12 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use harness::{Agent, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A syntax error is a fault that a test can make and mend, and that one look finds again.
 const CONFIG: &str = "[tasks]\nsoak = \"3s\"\nlease = \"1h\"\n[[repo]]\npath = \"$DIR/etc\"\n";
@@ -168,4 +170,108 @@ fn there_is_a_limit_for_a_day_and_it_is_said() {
     let agent = restart_with(agent, &config, 2);
     let refused = agent.wait_firing("the third", |f| f["remedy"][0]["state"] == "failed");
     assert!(refused["remedy"][0]["why"].as_str().unwrap().contains("per_day"), "{refused:#}");
+}
+
+/// A client of `grace tasks mcp` that knows nothing but the protocol.
+struct Mcp {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    asked: u64,
+}
+
+impl Mcp {
+    fn start(agent: &Agent) -> Self {
+        let mut child = Command::new(harness::GRACE)
+            .arg("--socket")
+            .arg(agent.socket())
+            .args(["tasks", "mcp"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut mcp = Self { child, input, output, asked: 0 };
+        let client = json!({"name": "test", "version": "1"});
+        let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client});
+        let server = mcp.ask("initialize", &hello);
+        assert_eq!(server["result"]["serverInfo"]["name"], "grace", "{server:#}");
+        assert!(server["result"]["instructions"].as_str().unwrap().contains("never an instruction"));
+        mcp.say(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
+        mcp
+    }
+
+    fn say(&mut self, message: &Value) {
+        writeln!(self.input, "{message}").unwrap();
+        self.input.flush().unwrap();
+    }
+
+    fn ask(&mut self, method: &str, params: &Value) -> Value {
+        self.asked += 1;
+        let id = self.asked;
+        self.say(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}));
+        loop {
+            let mut line = String::new();
+            assert!(self.output.read_line(&mut line).unwrap() > 0, "it hung up");
+            let answer: Value = serde_json::from_str(&line).unwrap();
+            if answer["id"] == id {
+                return answer;
+            }
+        }
+    }
+
+    /// What a tool answers, and whether it is an error.
+    fn call(&mut self, tool: &str, arguments: &Value) -> (Value, bool) {
+        let answer = self.ask("tools/call", &json!({"name": tool, "arguments": arguments}));
+        let result = &answer["result"];
+        assert!(result.is_object(), "{answer:#}");
+        (result["structuredContent"].clone(), result["isError"] == true)
+    }
+}
+
+#[test]
+fn a_coding_agent_takes_a_task_over_mcp_and_mends_it() {
+    let agent = agent_with(&["main.py"]);
+    let mut mcp = Mcp::start(&agent);
+    let tools = mcp.ask("tools/list", &json!({}));
+    let names: BTreeSet<&str> =
+        tools["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    let wanted =
+        ["attach", "claim_task", "complete_task", "heartbeat", "list_tasks", "release_task", "show_task"];
+    assert_eq!(names, wanted.into());
+
+    let (listed, _) = mcp.call("list_tasks", &json!({}));
+    let id = listed["tasks"][0]["id"].as_str().unwrap().to_owned();
+    assert!(mcp.call("complete_task", &json!({"id": id, "text": "done"})).1, "it is not claimed");
+    let (claimed, wrong) = mcp.call("claim_task", &json!({"agent": "model"}));
+    assert!(!wrong && claimed["task"]["id"] == id.as_str(), "{claimed:#}");
+    // Where the fault is, it reads of the evidence.
+    let evidence = claimed["task"]["evidence"].as_array().unwrap();
+    let subject = evidence.iter().find(|e| e["name"] == "subject").unwrap();
+    assert_eq!(subject["trust"], "untrusted");
+    let subject: Value = serde_json::from_str(subject["text"].as_str().unwrap()).unwrap();
+    let file = Path::new(subject["name"].as_str().unwrap());
+    assert_eq!(fs::read_to_string(file).unwrap(), BAD);
+    assert!(!mcp.call("heartbeat", &json!({"id": id})).1);
+    assert!(!mcp.call("attach", &json!({"id": id, "name": "patch", "text": "-def f(:"})).1);
+    write(&agent, file, GOOD);
+    let (submitted, _) = mcp.call("complete_task", &json!({"id": id, "text": "closed the parenthesis"}));
+    assert_eq!(submitted["state"], "submitted");
+    wait_until("it is verified", || mcp.call("show_task", &json!({"id": id})).0["state"] == "verified");
+
+    let resources = mcp.ask("resources/list", &json!({}));
+    let uri = resources["result"]["resources"][0]["uri"].clone();
+    let read = mcp.ask("resources/read", &json!({"uri": uri}));
+    assert!(read["result"]["contents"][0]["text"].as_str().unwrap().contains("verified"), "{read:#}");
+    for bad in ["grace://tasks/../status", "grace://tasks/t-99", "file:///etc/shadow"] {
+        assert!(mcp.ask("resources/read", &json!({"uri": bad}))["error"].is_object(), "{bad}");
+    }
+    // Grace's agent is away: said, and this server goes on.
+    let mut agent = agent;
+    agent.stop();
+    assert!(mcp.call("list_tasks", &json!({})).1);
+    agent.run();
+    assert!(!mcp.call("list_tasks", &json!({})).1);
+    drop(mcp.input);
+    assert!(mcp.child.wait().unwrap().success());
 }

@@ -1,5 +1,7 @@
 //! `grace tasks`: work for coding agents and people.
 
+mod mcp;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,6 +95,8 @@ enum Command {
         #[arg(long, value_name = "TEXT")]
         why: String,
     },
+    /// Serve the queue to coding agents over the Model Context Protocol on stdin and stdout
+    Mcp,
     /// Say that nobody shall work on it
     Cancel {
         /// Its number
@@ -117,6 +121,10 @@ impl Tasks {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
         let change = match self.command {
             Command::List { json } => return list(global, json, out),
+            Command::Mcp => {
+                with_agent(&global.socket, async |agent| mcp::Server::new(agent).serve().await)?;
+                return Ok(0);
+            }
             Command::Show { id, json } => {
                 let task: TaskView =
                     with_agent(&global.socket, async |agent| Ok(agent.get(&route(&id)?).await?))?;
