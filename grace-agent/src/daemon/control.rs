@@ -11,9 +11,11 @@ use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::{Duties, Notes};
+use super::scrub::Scrub;
 use super::{declare, degraded, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::view::{
     ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
     Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer,
@@ -67,11 +69,13 @@ pub(super) struct Agent {
     pub(super) cost: Arc<Mutex<CostView>>,
     pub(super) records: Records,
     pub(super) boot_scan: Arc<BootScan>,
+    pub(super) scrub: Arc<Scrub>,
 }
 
 impl Agent {
     fn sources(&self) -> Vec<SourceView> {
         let mut out = self.executor.files.health();
+        out.push(self.scrub.health());
         let specs = lock(&self.executor.specs).len();
         out.push(SourceView {
             name: "processes".into(),
@@ -134,10 +138,17 @@ impl Agent {
         peer: Peer,
     ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
         let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
+        let (as_before, writers) = match old.map(|s| (s.known.kind, s.known.writers)) {
+            Some((kind, writers)) => (Some(kind), writers),
+            None => {
+                self.executor.folder_of(path).map(|(kind, writers)| (Some(kind), writers)).unwrap_or_default()
+            }
+        };
         let take = Take {
-            kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_else(|| ContentKind::by_name(path)),
-            writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
+            kind: kind.or(as_before).unwrap_or_else(|| ContentKind::by_name(path)),
+            writers,
             reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
+            author: format!("uid {}", peer.uid),
         };
         let taken = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
         let snapshot = taken.snapshot;
@@ -426,6 +437,18 @@ impl Control for Agent {
         answer
     }
 
+    fn diff(&self, path: &Path, at: Option<u64>) -> Result<DiffView, ControlError> {
+        self.difference(path, at)
+    }
+
+    fn undo(&self, incident: FiringId, peer: Peer) -> Result<Vec<UndoView>, ControlError> {
+        self.take_back(incident, peer)
+    }
+
+    fn check_store(&self) -> Result<StoreView, ControlError> {
+        self.read_store()
+    }
+
     fn forget(&self, path: &Path, peer: Peer) -> PathAnswer {
         let path = self.owned_name(path);
         let result = match self.executor.store.forget(&path) {
@@ -624,7 +647,7 @@ impl Agent {
     }
 
     /// The name under which `path` is owned: as given, or with its folder resolved. The file itself may be gone.
-    fn owned_name(&self, path: &Path) -> PathBuf {
+    pub(super) fn owned_name(&self, path: &Path) -> PathBuf {
         if matches!(self.executor.store.current_of(path), Ok(Some(_))) {
             return path.to_owned();
         }
@@ -678,6 +701,7 @@ fn view(snapshot: Snapshot) -> SnapshotView {
         current: snapshot.current,
         at: snapshot.at,
         reason: snapshot.reason,
+        author: snapshot.author,
         known: snapshot.known,
     }
 }

@@ -3,8 +3,7 @@
 //! Contents lie in [`objects`], found by their digest; the versions lie in the database. A version is acknowledged
 //! once its content and its row are on disk, in this order: whatever happens in between, every row has its object.
 
-use std::fs::File;
-use std::io::Seek;
+use std::io::{Read, Seek};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,9 +19,12 @@ use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
 
+mod keys;
 pub mod objects;
+pub mod retention;
+pub mod scrub;
 
-use objects::{ObjectError, Objects};
+use objects::{Form, ObjectError, Objects};
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +109,8 @@ pub struct Snapshot {
     pub at: String,
     /// Why it was taken.
     pub reason: String,
+    /// Who took it, or whose change it is; empty where an older agent took it.
+    pub author: String,
     /// True for the version that is kept up now.
     pub current: bool,
     /// Content, owner, mode.
@@ -122,6 +126,8 @@ pub struct Take {
     pub writers: Vec<String>,
     /// Why it is taken; shown to people.
     pub reason: String,
+    /// Who takes it, or whose change it is; shown to people.
+    pub author: String,
 }
 
 /// What [`Store::take`] did.
@@ -151,9 +157,14 @@ impl Store {
     pub fn open(state: &StateDir) -> Result<Self, StoreError> {
         let db = state.db()?;
         db.execute_batch(SCHEMA).map_err(database("create its tables"))?;
-        let objects = Objects::open(state.objects())?;
+        migrate(&db).map_err(database("bring its tables up to date"))?;
+        let objects = Objects::open(state.objects(), state.path())?;
         let this = Self { objects, changing: Mutex::new(()), db: Mutex::new(db) };
         this.drop_doomed()?;
+        // An older agent kept them in the open, or a crash came in between. Nothing else is worse for it.
+        if let Err(err) = this.seal_secrets() {
+            tracing::error!(%err, "contents of secrets lie unsealed in the state folder");
+        }
         Ok(this)
     }
 
@@ -164,11 +175,25 @@ impl Store {
     /// Where the file is not a regular one of at most [`MAX_CONTENT`], cannot be read, or keeps changing, and where
     /// the store cannot write. Nothing is added then.
     pub fn take(&self, path: &Path, take: Take) -> Result<Taken, StoreError> {
+        self.take_from(path, path, take)
+    }
+
+    /// Keeps the file at `from` as a version of `path`, and makes that its current one: what a restore displaced becomes
+    /// known-good.
+    ///
+    /// # Errors
+    /// As [`Store::take`], about `from`.
+    pub fn take_from(&self, path: &Path, from: &Path, take: Take) -> Result<Taken, StoreError> {
         let _changing = lock(&self.changing);
-        let (digest, meta, mtime_ns) = self.read_in(path)?;
-        let Take { kind, writers, reason } = take;
+        let Take { kind, writers, reason, author } = take;
+        let (digest, meta, mtime_ns) = self.read_in(from, kind)?;
         let known = KnownGood { snapshot: 0, digest, meta, mtime_ns, kind, writers };
-        self.add(path, known, &reason)
+        let taken = self.add(path, known, &reason, &author)?;
+        if kind == ContentKind::Secret {
+            // Also what was kept before the file was said to be one.
+            self.seal_secrets()?;
+        }
+        Ok(taken)
     }
 
     /// The current version of every owned file, by path.
@@ -222,7 +247,35 @@ impl Store {
     /// # Errors
     /// As SQLite says it.
     pub fn describe(&self, id: u64, kind: ContentKind, writers: &[String]) -> Result<(), StoreError> {
-        describe(&lock(&self.db), id, kind, writers).map_err(database("change how the file is owned"))
+        let _changing = lock(&self.changing);
+        describe(&lock(&self.db), id, kind, writers).map_err(database("change how the file is owned"))?;
+        if kind == ContentKind::Secret { self.seal_secrets().map(drop) } else { Ok(()) }
+    }
+
+    /// Whether the files of this watched folder were once taken over.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn is_adopted(&self, pattern: &str) -> Result<bool, StoreError> {
+        lock(&self.db)
+            .query_row("SELECT EXISTS (SELECT 1 FROM folders WHERE pattern = ?1)", [pattern], |row| {
+                row.get(0)
+            })
+            .map_err(database("look for a watched folder"))
+    }
+
+    /// Remembers that the files of this watched folder were taken over: what is not owned from now on is new.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn adopt(&self, pattern: &str) -> Result<(), StoreError> {
+        lock(&self.db)
+            .execute(
+                "INSERT OR IGNORE INTO folders (pattern, at) VALUES (?1, ?2)",
+                [pattern, &clock::wall_rfc3339()],
+            )
+            .map(drop)
+            .map_err(database("keep a watched folder"))
     }
 
     /// Does not own `path` any more: drops its versions, and the contents that no other version needs. Says how many
@@ -250,8 +303,8 @@ impl Store {
     /// A content, opened for reading. It is not checked: whoever copies it compares the digest.
     ///
     /// # Errors
-    /// Where it is missing or cannot be opened.
-    pub fn read(&self, digest: &Digest) -> Result<File, ObjectError> {
+    /// Where it is missing, or cannot be opened or unsealed.
+    pub fn read(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, ObjectError> {
         self.objects.read(digest)
     }
 
@@ -264,7 +317,7 @@ impl Store {
     }
 
     /// Copies the content of `path` into the object store, together with a state that it had at one moment.
-    fn read_in(&self, path: &Path) -> Result<(Digest, Meta, i64), StoreError> {
+    fn read_in(&self, path: &Path, kind: ContentKind) -> Result<(Digest, Meta, i64), StoreError> {
         let failed = |source: std::io::Error| StoreError::Read { path: path.to_owned(), source };
         let parent = Parent::open(path)?;
         let (mut file, mut before) = match parent.entry() {
@@ -281,7 +334,7 @@ impl Store {
             if meta.size > MAX_CONTENT {
                 return Err(StoreError::TooLarge { path: path.to_owned(), size: meta.size });
             }
-            let mut incoming = self.objects.begin()?;
+            let mut incoming = self.objects.begin(Form::of(kind, meta.size))?;
             let mut refused = None;
             let read = each_block(&mut file, meta.size, meta.size + 1, |block| {
                 incoming.write(block).map_err(|err| {
@@ -303,7 +356,36 @@ impl Store {
         Err(StoreError::Changing { path: path.to_owned() })
     }
 
-    fn add(&self, path: &Path, known: KnownGood, reason: &str) -> Result<Taken, StoreError> {
+    /// Seals every content of a file that is, or was, a secret; says how many lay there in the open.
+    fn seal_secrets(&self) -> Result<usize, StoreError> {
+        let doing = "list the secrets";
+        let secret = serde_json::to_string(&ContentKind::Secret).unwrap_or_default();
+        let digests: Vec<String> = {
+            let db = lock(&self.db);
+            let mut statement = db
+                .prepare_cached(
+                    "SELECT DISTINCT digest FROM snapshots
+                     WHERE path IN (SELECT path FROM snapshots WHERE kind = ?1)",
+                )
+                .map_err(database(doing))?;
+            let rows = statement.query_map([secret], |row| row.get(0));
+            rows.and_then(Iterator::collect).map_err(database(doing))?
+        };
+        let mut sealed = 0;
+        for digest in digests.into_iter().map(Digest) {
+            if matches!(self.objects.form(&digest)?, Some(Form::Plain | Form::Packed)) {
+                match self.objects.seal(&digest) {
+                    Ok(()) => sealed += 1,
+                    // The scrub tells of it; a damaged one has no secret to give away that it had not before.
+                    Err(ObjectError::Damaged { .. } | ObjectError::Missing { .. }) => {}
+                    Err(err) => return Err(err.into()),
+                }
+            }
+        }
+        Ok(sealed)
+    }
+
+    fn add(&self, path: &Path, known: KnownGood, reason: &str, author: &str) -> Result<Taken, StoreError> {
         let doing = "keep the snapshot";
         let mut db = lock(&self.db);
         let tx = begin(&mut db).map_err(database(doing))?;
@@ -317,12 +399,12 @@ impl Store {
             }
         }
         let at = clock::wall_rfc3339();
-        let id = insert(&tx, path, &at, reason, &known).map_err(database(doing))?;
+        let id = insert(&tx, path, &at, (reason, author), &known).map_err(database(doing))?;
         set_current(&tx, path, id).map_err(database(doing))?;
         tx.commit().map_err(database(doing))?;
         let known = KnownGood { snapshot: id, ..known };
-        let snapshot =
-            Snapshot { id, path: path.to_owned(), at, reason: reason.to_owned(), current: true, known };
+        let (reason, author) = (reason.to_owned(), author.to_owned());
+        let snapshot = Snapshot { id, path: path.to_owned(), at, reason, author, current: true, known };
         Ok(Taken { snapshot, added: true })
     }
 
@@ -370,16 +452,26 @@ fn insert(
     tx: &Transaction<'_>,
     path: &Path,
     at: &str,
-    reason: &str,
+    (reason, author): (&str, &str),
     known: &KnownGood,
 ) -> rusqlite::Result<u64> {
     let meta = serde_json::to_string(&known.meta).map_err(unfit)?;
     let kind = serde_json::to_string(&known.kind).map_err(unfit)?;
     let writers = serde_json::to_string(&known.writers).map_err(unfit)?;
     tx.execute(
-        "INSERT INTO snapshots (path, at, reason, digest, mtime_ns, meta, kind, writers)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![path.as_os_str().as_bytes(), at, reason, known.digest.0, known.mtime_ns, meta, kind, writers],
+        "INSERT INTO snapshots (path, at, reason, digest, mtime_ns, meta, kind, writers, author)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![
+            path.as_os_str().as_bytes(),
+            at,
+            reason,
+            known.digest.0,
+            known.mtime_ns,
+            meta,
+            kind,
+            writers,
+            author
+        ],
     )?;
     Ok(u64::try_from(tx.last_insert_rowid()).unwrap_or_default())
 }
@@ -419,6 +511,8 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
         path: PathBuf::from(std::ffi::OsString::from_vec(row.get("path")?)),
         at: row.get("at")?,
         reason: row.get("reason")?,
+        // `peek` may look at what an older agent keeps.
+        author: row.get("author").unwrap_or_default(),
         current: row.get("current")?,
         known: KnownGood {
             snapshot: id,
@@ -433,6 +527,19 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
 
 fn unfit(err: serde_json::Error) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(err))
+}
+
+/// Adds what tables of older agents have not.
+fn migrate(db: &Connection) -> rusqlite::Result<()> {
+    let known: bool = db.query_row(
+        "SELECT EXISTS (SELECT 1 FROM pragma_table_info('snapshots') WHERE name = 'author')",
+        [],
+        |row| row.get(0),
+    )?;
+    if !known {
+        db.execute_batch("ALTER TABLE snapshots ADD COLUMN author TEXT NOT NULL DEFAULT ''")?;
+    }
+    Ok(())
 }
 
 /// The write lock at once: a transaction that reads first and writes later can be refused in the middle.
@@ -453,7 +560,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL,
-    digest TEXT NOT NULL, mtime_ns INTEGER NOT NULL, meta TEXT NOT NULL, kind TEXT NOT NULL, writers TEXT NOT NULL
+    digest TEXT NOT NULL, mtime_ns INTEGER NOT NULL, meta TEXT NOT NULL, kind TEXT NOT NULL, writers TEXT NOT NULL,
+    author TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS snapshots_path ON snapshots (path, id);
 CREATE INDEX IF NOT EXISTS snapshots_digest ON snapshots (digest);
@@ -461,6 +569,7 @@ CREATE TABLE IF NOT EXISTS owned (
     path BLOB PRIMARY KEY, id INTEGER NOT NULL REFERENCES snapshots (id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS owned_id ON owned (id);
+CREATE TABLE IF NOT EXISTS folders (pattern TEXT PRIMARY KEY, at TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS doomed (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
