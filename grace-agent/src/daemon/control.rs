@@ -182,6 +182,7 @@ impl Agent {
         if let FileState::Unreadable { why } = &seen {
             return Err(format!("cannot be looked at: {why}"));
         }
+        let _rest = self.executor.files.rest(path);
         // First what shall be, then the file: a crash between the two restores it at the next start.
         if !wanted.current {
             store.make_current(wanted.id).map_err(|err| chain(&err))?;

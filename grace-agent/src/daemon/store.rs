@@ -198,6 +198,7 @@ impl Agent {
                 drift.join(", ")
             ));
         }
+        let _rest = executor.files.rest(path);
         // First what shall be, written down: after a crash the next start puts it there.
         let take = Take {
             kind: current.known.kind,

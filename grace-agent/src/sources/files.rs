@@ -64,6 +64,8 @@ enum Message {
     Own(PathBuf, Box<KnownGood>),
     Forget(PathBuf),
     Look(PathBuf),
+    /// What [`Files::rest`] began has ended.
+    Rested(PathBuf),
     Folders(Vec<Folder>),
     Dirty(FileDirty),
     Stop,
@@ -76,6 +78,19 @@ pub struct Files {
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+/// While it lives, what is at a file is not reported: see [`Files::rest`].
+pub struct Rest {
+    files: Files,
+    path: PathBuf,
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.files.send(Message::Rested(std::mem::take(&mut self.path)));
+    }
 }
 
 impl Files {
@@ -93,6 +108,14 @@ impl Files {
     /// Does not watch `path` any more.
     pub fn forget(&self, path: &Path) {
         self.send(Message::Forget(path.to_owned()));
+    }
+
+    /// Reports nothing of `path` until the answer is dropped, and then looks: somebody puts another version there and
+    /// says last ([`Files::own`]) that it is the known-good one.
+    #[must_use]
+    pub fn rest(&self, path: &Path) -> Rest {
+        self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.to_owned());
+        Rest { files: self.clone(), path: path.to_owned() }
     }
 
     /// Looks at `path` now.
@@ -140,7 +163,14 @@ pub fn start(
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let health = Arc::new(Mutex::new(Vec::new()));
     let lost = Arc::new(Mutex::new(BTreeMap::new()));
-    let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health), lost: Arc::clone(&lost) };
+    let resting = Arc::new(Mutex::new(BTreeSet::new()));
+    let files = Files {
+        tell,
+        wake: Arc::clone(&wake),
+        health: Arc::clone(&health),
+        lost: Arc::clone(&lost),
+        resting: Arc::clone(&resting),
+    };
     let mounts = Mounts::open().inspect_err(|err| {
         tracing::warn!(%err, "the mount table cannot be read: the dirty probe is of no use, and mounts over files wait for the sweep");
     });
@@ -156,6 +186,7 @@ pub fn start(
         files: BTreeMap::new(),
         by_inode: BTreeMap::new(),
         folders: Folders::default(),
+        resting,
         lost,
         sweep,
         next_sweep: clock::boottime().after(sweep),
@@ -227,6 +258,8 @@ struct Watcher {
     /// One inode can be several owned files: hard links.
     by_inode: BTreeMap<InodeKey, BTreeSet<PathBuf>>,
     folders: Folders,
+    /// Files of which nothing is reported just now.
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
@@ -434,6 +467,12 @@ impl Watcher {
                 self.tell_health();
             }
             Message::Forget(path) => self.forget(&path),
+            Message::Rested(path) => {
+                self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&path);
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.due.insert((now, via_rank(Via::Look)));
+                }
+            }
             Message::Folders(folders) => {
                 self.folders.set(folders);
                 self.sweep_folders();
@@ -663,6 +702,9 @@ impl Watcher {
             }
         }
         watched.waits_since = None;
+        if self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(path) {
+            return;
+        }
         watched.reported = Some(state.clone());
         // Only content can be changed through a mapping, and only the object's that was there all along.
         let content =
