@@ -393,7 +393,7 @@ impl Control for Fake {
             snapshot: 3,
             content: DiffContent::Text,
             drift: if path.to_string_lossy().contains("bad") { vec![evil("content")] } else { vec![] },
-            diff: evil("--- a\n+++ b\n@@ -1 +1 @@\n-x\n+y"),
+            diff: format!("--- a\n+++ b\n@@ -1 +1 @@\n-x\n+{}\n", evil("z").replace('\n', " ")),
             added: 1,
             removed: 1,
         })

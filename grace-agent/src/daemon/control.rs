@@ -34,7 +34,7 @@ use crate::host;
 use crate::journal::Journal;
 use crate::reported::Reported;
 use crate::safe_path::own_name;
-use crate::snapshots::{Snapshot, Take};
+use crate::snapshots::{Snapshot, Take, Taken};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::journald::Journald;
@@ -131,12 +131,8 @@ impl Agent {
         }
     }
 
-    fn take(
-        &self,
-        path: &Path,
-        kind: Option<ContentKind>,
-        peer: Peer,
-    ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
+    /// How the version of `path` is taken that a person asks for.
+    fn taking(&self, path: &Path, kind: Option<ContentKind>, peer: Peer) -> Result<Take, String> {
         let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
         let (as_before, writers) = match old.map(|s| (s.known.kind, s.known.writers)) {
             Some((kind, writers)) => (Some(kind), writers),
@@ -144,20 +140,23 @@ impl Agent {
                 self.executor.folder_of(path).map(|(kind, writers)| (Some(kind), writers)).unwrap_or_default()
             }
         };
-        let take = Take {
+        Ok(Take {
             kind: kind.or(as_before).unwrap_or_else(|| ContentKind::by_name(path)),
             writers,
             reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
             author: format!("uid {}", peer.uid),
-        };
-        let taken = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        })
+    }
+
+    /// Owns what was taken.
+    fn taken(&self, path: &Path, taken: Taken) -> (String, Option<Snapshot>, Option<PathBuf>) {
         let snapshot = taken.snapshot;
         self.executor.own(path, snapshot.known.clone());
         let done = match taken.added {
             false => format!("unchanged since snapshot {}", snapshot.id),
             true => format!("snapshot {} is the known-good state", snapshot.id),
         };
-        Ok((done, Some(snapshot), None))
+        (done, Some(snapshot), None)
     }
 
     fn put_back(
@@ -366,20 +365,28 @@ impl Control for Agent {
     }
 
     fn snapshot(&self, paths: &[PathBuf], kind: Option<ContentKind>, peer: Peer) -> Vec<PathAnswer> {
-        paths
-            .iter()
-            .map(|given| match own_name(given, Path::new("/")) {
-                Ok(path) => {
-                    let answer = Self::one(&path, self.take(&path, kind, peer));
-                    if let Some(done) = &answer.done {
-                        self.journal
-                            .note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
-                    }
-                    answer
+        // By its place, so that the answers come in the order of the question.
+        let mut answers: BTreeMap<usize, PathAnswer> = BTreeMap::new();
+        let (mut wanted, mut places) = (Vec::new(), Vec::new());
+        for (place, given) in paths.iter().enumerate() {
+            let take = own_name(given, Path::new("/")).map_err(|err| chain(&err));
+            match take.and_then(|path| self.taking(&path, kind, peer).map(|take| (path, take))) {
+                Ok(one) => {
+                    wanted.push(one);
+                    places.push(place);
                 }
-                Err(err) => Self::one(given, Err(chain(&err))),
-            })
-            .collect()
+                Err(why) => drop(answers.insert(place, Self::one(given, Err(why)))),
+            }
+        }
+        for (place, (path, taken)) in places.into_iter().zip(self.executor.store.take_all(wanted)) {
+            let answer =
+                Self::one(&path, taken.map(|taken| self.taken(&path, taken)).map_err(|err| chain(&err)));
+            if let Some(done) = &answer.done {
+                self.journal.note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
+            }
+            answers.insert(place, answer);
+        }
+        answers.into_values().collect()
     }
 
     fn snapshots(&self) -> Result<Vec<SnapshotView>, ControlError> {

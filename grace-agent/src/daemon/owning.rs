@@ -57,12 +57,7 @@ fn own(
         let as_said = snapshot.known.kind == kind && snapshot.known.writers == writers;
         return if as_said { Ok(()) } else { store.describe(snapshot.id, kind, writers) };
     }
-    let take = Take {
-        kind,
-        writers: writers.to_vec(),
-        reason: "config file".to_owned(),
-        author: "the configuration".to_owned(),
-    };
+    let take = taking(kind, writers);
     let taken = own_name(path, Path::new("/"))
         .map_err(|err| chain(&err))
         .and_then(|path| store.take(&path, take).map_err(|err| chain(&err)));
@@ -70,6 +65,15 @@ fn own(
         refused(path, &why);
     }
     Ok(())
+}
+
+fn taking(kind: ContentKind, writers: &[String]) -> Take {
+    Take {
+        kind,
+        writers: writers.to_vec(),
+        reason: "config file".to_owned(),
+        author: "the configuration".to_owned(),
+    }
 }
 
 /// Owns the files of `folder`: all of them when it is seen for the first time. Later, what is not owned has come since,
@@ -86,13 +90,19 @@ fn own_folder(
         journal.note("config", format!("{}: not all of it is owned: {why}", folder.pattern));
     }
     let first = !store.is_adopted(&folder.pattern)?;
-    for (path, what) in walk.files {
-        if !what.starts_with("regular file") {
-            if first {
+    if first {
+        let mut new = Vec::new();
+        for (path, what) in walk.files {
+            if !what.starts_with("regular file") {
                 refused(&path, &format!("it is a {}", what.split(',').next().unwrap_or_default()));
+            } else if store.current_of(&path)?.is_none() {
+                new.push((path, taking(folder.kind, &folder.writers)));
             }
-        } else if first || store.current_of(&path)?.is_some() {
-            own(store, &path, folder.kind, &folder.writers, refused)?;
+        }
+        for (path, taken) in store.take_all(new) {
+            if let Err(err) = taken {
+                refused(&path, &chain(&err));
+            }
         }
     }
     // Files that are gone just now are owned, too.

@@ -19,12 +19,13 @@ use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
 
+mod batch;
 mod keys;
 pub mod objects;
 pub mod retention;
 pub mod scrub;
 
-use objects::{Form, ObjectError, Objects};
+use objects::{Form, ObjectError, Objects, Sync};
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,14 @@ pub enum StoreError {
         doing: &'static str,
         /// What SQLite said.
         source: rusqlite::Error,
+    },
+    /// See the message.
+    #[error("`{}` was not kept, nor were the others of its batch: {why}", path.display())]
+    Together {
+        /// The file.
+        path: PathBuf,
+        /// What happened to all of them.
+        why: String,
     },
     /// See the message.
     #[error("there is no snapshot {id}: `grace snapshots` lists them")]
@@ -186,7 +195,7 @@ impl Store {
     pub fn take_from(&self, path: &Path, from: &Path, take: Take) -> Result<Taken, StoreError> {
         let _changing = lock(&self.changing);
         let Take { kind, writers, reason, author } = take;
-        let (digest, meta, mtime_ns) = self.read_in(from, kind)?;
+        let (digest, meta, mtime_ns) = self.read_in(from, kind, Sync::Now)?;
         let known = KnownGood { snapshot: 0, digest, meta, mtime_ns, kind, writers };
         let taken = self.add(path, known, &reason, &author)?;
         if kind == ContentKind::Secret {
@@ -317,7 +326,7 @@ impl Store {
     }
 
     /// Copies the content of `path` into the object store, together with a state that it had at one moment.
-    fn read_in(&self, path: &Path, kind: ContentKind) -> Result<(Digest, Meta, i64), StoreError> {
+    fn read_in(&self, path: &Path, kind: ContentKind, sync: Sync) -> Result<(Digest, Meta, i64), StoreError> {
         let failed = |source: std::io::Error| StoreError::Read { path: path.to_owned(), source };
         let parent = Parent::open(path)?;
         let (mut file, mut before) = match parent.entry() {
@@ -348,7 +357,7 @@ impl Store {
             let read = read.map_err(failed)?;
             let after = fstat(&file).map_err(|errno| failed(errno.into()))?;
             if read == meta.size && file_meta::same(&before, &after) {
-                return Ok((incoming.keep()?, meta, file_meta::mtime_ns(&after)));
+                return Ok((incoming.keep(sync)?, meta, file_meta::mtime_ns(&after)));
             }
             before = after;
             file.rewind().map_err(failed)?;
@@ -389,23 +398,11 @@ impl Store {
         let doing = "keep the snapshot";
         let mut db = lock(&self.db);
         let tx = begin(&mut db).map_err(database(doing))?;
-        if let Some(snapshot) = current_of(&tx, path).map_err(database(doing))? {
-            let now = &snapshot.known;
-            // The time of change is not part of it: the same state again is not a new version.
-            let same = (&now.digest, &now.meta, now.kind, &now.writers)
-                == (&known.digest, &known.meta, known.kind, &known.writers);
-            if same {
-                return Ok(Taken { snapshot, added: false });
-            }
+        let taken = add(&tx, path, known, reason, author).map_err(database(doing))?;
+        if taken.added {
+            tx.commit().map_err(database(doing))?;
         }
-        let at = clock::wall_rfc3339();
-        let id = insert(&tx, path, &at, (reason, author), &known).map_err(database(doing))?;
-        set_current(&tx, path, id).map_err(database(doing))?;
-        tx.commit().map_err(database(doing))?;
-        let known = KnownGood { snapshot: id, ..known };
-        let (reason, author) = (reason.to_owned(), author.to_owned());
-        let snapshot = Snapshot { id, path: path.to_owned(), at, reason, author, current: true, known };
-        Ok(Taken { snapshot, added: true })
+        Ok(taken)
     }
 
     /// Removes the contents that `forget` marked. The marks make sure that a crash in between leaves none behind.
@@ -435,6 +432,32 @@ impl Store {
         let mut statement = db.prepare(sql).map_err(database(doing))?;
         statement.query_map([], snapshot).and_then(Iterator::collect).map_err(database(doing))
     }
+}
+
+/// Adds `known` as the current version of `path`, unless the current one is the same.
+fn add(
+    tx: &Transaction<'_>,
+    path: &Path,
+    known: KnownGood,
+    reason: &str,
+    author: &str,
+) -> rusqlite::Result<Taken> {
+    if let Some(snapshot) = current_of(tx, path)? {
+        let now = &snapshot.known;
+        // The time of change is not part of it: the same state again is not a new version.
+        let same = (&now.digest, &now.meta, now.kind, &now.writers)
+            == (&known.digest, &known.meta, known.kind, &known.writers);
+        if same {
+            return Ok(Taken { snapshot, added: false });
+        }
+    }
+    let at = clock::wall_rfc3339();
+    let id = insert(tx, path, &at, (reason, author), &known)?;
+    set_current(tx, path, id)?;
+    let known = KnownGood { snapshot: id, ..known };
+    let (reason, author) = (reason.to_owned(), author.to_owned());
+    let snapshot = Snapshot { id, path: path.to_owned(), at, reason, author, current: true, known };
+    Ok(Taken { snapshot, added: true })
 }
 
 fn current_of(db: &Connection, path: &Path) -> rusqlite::Result<Option<Snapshot>> {

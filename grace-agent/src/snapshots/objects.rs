@@ -77,6 +77,15 @@ impl ObjectError {
     }
 }
 
+/// When a content that is kept becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// When it is kept.
+    Now,
+    /// When the caller has synced the file system: it must not be acknowledged before.
+    Later,
+}
+
 /// How a content lies in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -297,7 +306,20 @@ impl Objects {
         if incoming.hasher.clone().finish() != *digest {
             return Err(ObjectError::Damaged { digest: digest.clone() });
         }
-        incoming.keep().map(drop)
+        incoming.keep(Sync::Now).map(drop)
+    }
+
+    /// The folder, open.
+    ///
+    /// # Errors
+    /// As the kernel says it.
+    pub(super) fn folder(&self) -> Result<File, ObjectError> {
+        File::open(&self.path).map_err(|source| ObjectError::Write { path: self.path.clone(), source })
+    }
+
+    /// The folder's path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes a content in every form; one that is not there is removed already.
@@ -349,15 +371,22 @@ impl Incoming<'_> {
     /// # Errors
     /// As the kernel says it. A failed sync is never tried again: the kernel forgets the pages that it could not
     /// write, so a second one would lie. Nothing is kept then.
-    pub fn keep(self) -> Result<Digest, ObjectError> {
+    pub fn keep(self, sync: Sync) -> Result<Digest, ObjectError> {
         let Self { objects, form, sink, temp, hasher } = self;
         let digest = hasher.finish();
         let path = objects.path_of(&digest, form)?;
         let folder = path.parent().unwrap_or(&objects.path);
+        let sync_folder = |folder: &Path| if sync == Sync::Now { sync_folder(folder) } else { Ok(()) };
         let there = objects.form(&digest)?;
         let fits = there == Some(Form::Sealed) || (there.is_some() && form != Form::Sealed);
         if fits && objects.check(&digest).is_ok() {
-            // It may have come from a run that crashed before its folder was synced.
+            // It may have come from a run that crashed before it, or its folder, was synced.
+            if sync == Sync::Now
+                && let Some((_, file)) = objects.open_file(&digest)?
+            {
+                fsync(&file)
+                    .map_err(|errno| ObjectError::Write { path: path.clone(), source: errno.into() })?;
+            }
             sync_folder(folder)?;
             sync_folder(&objects.path)?;
             return Ok(digest);
@@ -376,7 +405,9 @@ impl Incoming<'_> {
             Sink::Sealed(sealer) => sealer.finish().map_err(failed)?,
         };
         file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
-        fsync(&file).map_err(|errno| failed(errno.into()))?;
+        if sync == Sync::Now {
+            fsync(&file).map_err(|errno| failed(errno.into()))?;
+        }
         fs::rename(&temp.0, &path).map_err(failed)?;
         sync_folder(folder)?;
         // Whichever comes first in FORMS is read: the others are damaged, or should not lie there in the open.

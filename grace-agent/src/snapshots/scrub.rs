@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::objects::ObjectError;
+use super::objects::{ObjectError, Sync};
 use super::{Store, StoreError, database, lock};
 use crate::file_state::{ContentKind, Digest};
 
@@ -71,7 +71,7 @@ impl Store {
         let files: std::collections::BTreeMap<PathBuf, ContentKind> = versions.into_iter().collect();
         for (path, kind) in &files {
             // Taken in under the digest that it has: another content makes an object that the next line drops again.
-            let Ok((found, ..)) = self.read_in(path, *kind) else { continue };
+            let Ok((found, ..)) = self.read_in(path, *kind, Sync::Now) else { continue };
             if found == *digest && self.objects.check(digest).is_ok() {
                 return Ok(Health::Mended { why, from: path.clone() });
             }
