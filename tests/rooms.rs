@@ -54,7 +54,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("host", &[]),
     ("prompt", &[]),
-    ("syntax", &["clock", "event", "syntax"]),
+    ("confine", &[]),
+    ("syntax", &["clock", "confine", "event", "syntax"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
@@ -150,6 +151,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "clock",
             "code_facts",
             "config",
+            "confine",
             "error_chain",
             "daemon",
             "engine",

@@ -25,6 +25,7 @@ pub mod processes;
 mod progress;
 pub mod records;
 pub mod repos;
+pub mod round;
 mod tally;
 mod tests_for;
 pub mod who;

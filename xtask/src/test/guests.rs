@@ -17,7 +17,7 @@ use crate::vm::{self, Ended, Guest};
 use crate::{places, process};
 
 /// The test targets that are also run in guests, those of them that there are, in this order.
-const TARGETS: [&str; 3] = ["kernel", "probes", "coverage"];
+const TARGETS: [&str; 4] = ["kernel", "probes", "coverage", "power"];
 /// For all of them in an emulated processor.
 const TIMEOUT: Duration = Duration::from_mins(30);
 /// Each has one processor.
