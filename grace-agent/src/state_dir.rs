@@ -231,8 +231,8 @@ fn private_folder(path: &Path, parents: bool) -> Result<(), StateError> {
 }
 
 /// How often a lock that is held is tried again, and after what time.
-const LOCK_TRIES: u32 = 20;
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 fn lock(folder: &Path) -> Result<File, StateError> {
     let path = folder.join("lock");
