@@ -129,7 +129,8 @@ fn hard_links_are_cut_and_said_or_left_alone_as_configured() {
     fs::hard_link(&path, &other).unwrap();
     agent.ok(&["snapshot", name(&path)]);
     fs::write(&other, "bad\n").unwrap();
-    let firing = agent.wait_firing("a change through the other name", cleared(&path));
+    let restored = |f: &Value| cleared(&path)(f) && f["remedy"][0]["state"] == "done";
+    let firing = agent.wait_firing("a change through the other name", restored);
     let why = firing["remedy"][0]["why"].as_str().unwrap();
     assert!(why.contains("1 another name (hard links), which still show what lay there"), "{why}");
     assert_eq!(
@@ -181,7 +182,8 @@ fn a_bind_mount_of_the_file_is_said() {
     let out = agent.grace(&["snapshot", name(&place)]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("mount point of its own"), "{out:?}");
     fs::write(&place, "bad\n").unwrap();
-    let firing = agent.wait_firing("a change through the mount", cleared(&path));
+    let restored = |f: &Value| cleared(&path)(f) && f["remedy"][0]["state"] == "done";
+    let firing = agent.wait_firing("a change through the mount", restored);
     let why = firing["remedy"][0]["why"].as_str().unwrap();
     assert!(why.contains(&format!("it is mounted at {}", name(&place))), "{why}");
     assert_eq!(fs::read(&path).unwrap(), b"good\n");

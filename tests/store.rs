@@ -230,7 +230,7 @@ fn an_undo_puts_back_what_a_restore_displaced_and_says_what_it_cannot() {
     let path = agent.file("app.conf", "good\n");
     agent.ok(&["snapshot", name(&path)]);
     fs::write(&path, "an edit that was meant\n").unwrap();
-    let firing = agent.wait_firing("an edit", cleared(&path));
+    let firing = agent.wait_firing("an edit", |f| cleared(&path)(f) && f["remedy"][0]["state"] == "done");
     let id = firing["id"].as_str().unwrap();
     let out = agent.ok(&["undo", id]);
     assert!(out.contains("what lay there is back"), "{out}");
