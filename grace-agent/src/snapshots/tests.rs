@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use proptest::prelude::*;
+use rusqlite::params;
 
 use super::*;
 
