@@ -113,8 +113,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
+    ("tasks", &["api", "clock", "config", "event", "firing"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
+    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
     (
         "cli",
         &[
@@ -138,6 +139,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "triggers",
             "engine",
             "action",
+            "tasks",
         ],
     ),
     // Joins them all.
@@ -172,6 +174,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state_dir",
             "syntax",
             "triggers",
+            "tasks",
         ],
     ),
 ];

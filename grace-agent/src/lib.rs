@@ -37,4 +37,5 @@ pub mod sources;
 pub mod state_dir;
 pub mod syntax;
 pub mod syntax_rule;
+pub mod tasks;
 pub mod triggers;

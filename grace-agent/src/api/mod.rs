@@ -8,4 +8,5 @@ pub mod code;
 pub mod control;
 pub mod server;
 pub mod store;
+pub mod tasks;
 pub mod view;

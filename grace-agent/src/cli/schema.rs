@@ -8,8 +8,9 @@ use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::view::{
-    DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer, PauseView,
-    RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
+    PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -22,8 +23,9 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good", "incident",
-    "pause", "records", "risk", "scan", "snapshot", "status", "store", "task", "trigger", "undo", "verify",
+    "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good",
+    "incident", "pause", "records", "risk", "scan", "snapshot", "status", "store", "task", "trigger", "undo",
+    "verify",
 ];
 
 impl Schema {
@@ -52,6 +54,7 @@ impl Schema {
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
             "store" => schema_for!(StoreView),
+            "claimed" => schema_for!(ClaimedView),
             "task" => schema_for!(TaskView),
             "trigger" => schema_for!(TriggerView),
             "undo" => schema_for!(UndoView),

@@ -29,6 +29,7 @@ use crate::sources::files::Files;
 use crate::sources::folders::Folder;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
+use crate::tasks::Queue;
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -56,6 +57,7 @@ pub(super) struct Executor {
     pub(super) folders: Mutex<Vec<Folder>>,
     /// What a restore does to a file with other names.
     pub(super) hard_links: Mutex<HardLinks>,
+    pub(super) tasks: Arc<Queue>,
 }
 
 impl Executor {
@@ -99,7 +101,11 @@ impl Executor {
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
             Action::RestartProcess { name, .. } => self.restart(name, order.at),
             Action::FileTask { title, acceptance } => {
-                self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
+                let firing = match order.firing {
+                    Some(id) => self.journal.firing(id).map_err(|err| chain(&err))?.map(|(view, _)| view),
+                    None => None,
+                };
+                self.tasks.file(firing.as_ref(), title, acceptance).map_err(|err| chain(&err))
             }
             Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }

@@ -62,6 +62,7 @@ use crate::sources::records::{Records, Socket};
 use crate::sources::round::Rounds;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
+use crate::tasks::Queue;
 use crate::triggers;
 use boot_scan::BootScan;
 use code::Code;
@@ -195,6 +196,7 @@ fn serve(
     let known = Arc::new(Known::open(state.db()?)?);
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
+    let tasks = Arc::new(Queue::open(state.db()?, &boot_id, config.tasks.clone())?);
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -214,6 +216,7 @@ fn serve(
         code: Arc::clone(&code),
         folders: Mutex::new(folders.clone()),
         hard_links: Mutex::new(config.snapshots.hard_links),
+        tasks,
     });
 
     let engine = Engine::new(&config);
@@ -288,6 +291,7 @@ fn serve(
         latency: Arc::clone(&latency),
         settings: Arc::clone(&probe_settings),
         stop: Arc::clone(&stop),
+        started_ns: clock::wall_ns(),
         scratch: state.path().to_owned(),
     };
     let upkeep_thread =
@@ -508,6 +512,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     executor.code.set(&config, Some(&before));
     *lock(&agent.probe_settings) = config.probes.clone();
     lock(&agent.quiet).clone_from(&config.policy.quiet);
+    executor.tasks.set(config.tasks.clone());
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());
