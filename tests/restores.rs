@@ -512,4 +512,6 @@ fn without_descriptors_or_room_nothing_is_half_done() {
     assert_eq!(fs::read(&path).unwrap(), b"good\n");
     assert_eq!(fs::read(restored.quarantined.unwrap()).unwrap(), b"bad\n");
     sound("no descriptors");
+    drop((store, state));
+    assert!(Command::new("umount").arg("-l").arg(top.join("state")).status().unwrap().success());
 }
