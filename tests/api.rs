@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use grace_agent::api::client::{Client, Followed};
 use grace_agent::api::control::{Control, ControlError, FiringsQuery, Peer};
 use grace_agent::api::server;
+use grace_agent::api::store::{DiffContent, DiffView, RotView, StoreView, UndoView};
 use grace_agent::api::tasks::ClaimRequest;
 use grace_agent::api::view::*;
 use grace_agent::code_facts::{DependencyChange, Ecosystem};
@@ -73,6 +74,7 @@ fn firing(number: u64, state: State) -> FiringView {
             uid: Some(0),
             cgroup: Some(evil("/a.slice")),
             ppid: Some(1),
+            lineage: vec![evil("/bin/sh")],
             inferred: None,
         }),
         noticed_by: None,
@@ -133,6 +135,7 @@ fn snapshot(path: &Path) -> SnapshotView {
         current: true,
         at: "2026-01-02T03:04:05.000006Z".to_owned(),
         reason: evil("written by"),
+        author: evil("sed"),
         known: known(),
     }
 }
@@ -383,6 +386,43 @@ impl Control for Fake {
     fn forget(&self, path: &Path, peer: Peer) -> PathAnswer {
         self.note(format!("forget {path:?} by {}", peer.uid));
         path_answer(path)
+    }
+
+    fn diff(&self, path: &Path, at: Option<u64>) -> Result<DiffView, ControlError> {
+        self.note(format!("diff {path:?} {at:?}"));
+        Ok(DiffView {
+            path: path.to_owned(),
+            snapshot: 3,
+            content: DiffContent::Text,
+            drift: if path.to_string_lossy().contains("bad") { vec![evil("content")] } else { vec![] },
+            diff: format!("--- a\n+++ b\n@@ -1 +1 @@\n-x\n+{}\n", evil("z").replace('\n', " ")),
+            added: 1,
+            removed: 1,
+        })
+    }
+
+    fn undo(&self, incident: FiringId, peer: Peer) -> Result<Vec<UndoView>, ControlError> {
+        self.note(format!("undo {incident} by {}", peer.uid));
+        let view = |done: Option<String>, error: Option<String>| UndoView {
+            firing: incident,
+            subject: Subject::File(PathBuf::from(evil("/etc/a"))),
+            action: "restore_file".to_owned(),
+            done,
+            error,
+            quarantined: Some(PathBuf::from(evil("/q/a"))),
+        };
+        let cannot = (incident == FiringId(9)).then(|| view(None, Some(evil("cannot"))));
+        Ok([view(Some(evil("is back")), None)].into_iter().chain(cannot).collect())
+    }
+
+    fn check_store(&self) -> Result<StoreView, ControlError> {
+        self.note("check store".to_owned());
+        let rot = RotView {
+            sha256: known().digest,
+            why: evil("damaged"),
+            files: vec![PathBuf::from(evil("/etc/a"))],
+        };
+        Ok(StoreView { contents: 2, bytes: 3, mended: vec![rot], lost: vec![], took_ms: 1 })
     }
 
     fn add_process(&self, process: Process, peer: Peer) -> Result<(), ControlError> {
@@ -721,6 +761,23 @@ fn every_route_asks_the_agent_what_was_asked() {
         ),
         (
             "POST",
+            "/v1/diff",
+            r#"{"path":"/etc/a","at":3}"#,
+            "diff \"/etc/a\" Some(3)",
+            "/content",
+            json!("text"),
+        ),
+        (
+            "POST",
+            "/v1/undo",
+            r#"{"incident":"f-2"}"#,
+            &format!("undo f-2 by {uid}"),
+            "/0/firing",
+            json!("f-2"),
+        ),
+        ("POST", "/v1/store/check", "{}", "check store", "/contents", json!(2)),
+        (
+            "POST",
             "/v1/forget",
             r#"{"path":"/etc/a"}"#,
             &format!("forget \"/etc/a\" by {uid}"),
@@ -962,6 +1019,9 @@ const READING: &[(&[&str], &str)] = &[
     (&["snapshot", "/etc/a"], "answer"),
     (&["restore", "/etc/a"], "answer"),
     (&["forget", "/etc/a"], "answer"),
+    (&["diff", "/etc/a"], "diff"),
+    (&["undo", "f-2"], "undo"),
+    (&["verify", "--store"], "store"),
     (&["heartbeat", "a"], "records"),
     (&["queue", "a", "1"], "records"),
     (&["latency", "/a", "1"], "records"),
@@ -1040,6 +1100,9 @@ fn no_text_from_the_host_reaches_the_terminal_as_it_is() {
     all.push(vec!["endpoint", "accept", HOSTILE]);
     all.push(vec!["endpoint", "show", HOSTILE]);
     all.push(vec!["good", &bad]);
+    all.push(vec!["diff", &bad]);
+    all.push(vec!["undo", "f-9"]);
+    all.push(vec!["undo", HOSTILE]);
     all.push(vec!["deps", "snapshot", HOSTILE]);
     all.push(vec!["deps", "diff", HOSTILE]);
     all.push(vec!["risk", &bad]);

@@ -32,6 +32,9 @@ pub enum Action {
         path: PathBuf,
         /// Who changed it, as the reason kept with the snapshot.
         reason: String,
+        /// The same with what started it, in short.
+        #[serde(default)]
+        author: String,
     },
     /// Start a declared process that is not running.
     StartProcess {

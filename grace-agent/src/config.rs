@@ -17,12 +17,14 @@ use crate::event::{Restart, RestartPolicy};
 mod code;
 mod describe;
 mod load;
+mod snapshots;
 mod tasks;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
+pub use snapshots::{HardLinks, Snapshots};
 pub use tasks::Tasks;
 
 /// Whether Grace may change the host.
@@ -46,6 +48,8 @@ pub struct Config {
     pub process: Vec<Process>,
     /// Configs and secrets whose known-good content Grace keeps.
     pub file: Vec<File>,
+    /// How long versions and displaced files are kept, and how the store is checked.
+    pub snapshots: Snapshots,
     /// Models whose weights Grace keeps.
     pub model: Vec<Model>,
     /// Limits over everything that Grace does.
@@ -172,19 +176,33 @@ impl Process {
     }
 }
 
-/// A config or a secret that Grace owns. `grace snapshot PATH` adds one at run time.
+/// Configs or secrets that Grace owns. `grace snapshot PATH` adds one at run time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Absolute path of a regular file.
+    /// Absolute path of a regular file; of a folder, with all files in it and below; or a pattern of paths (`*` stays
+    /// within a folder, `**` does not). What comes newly into a folder is told.
     #[schemars(example = &"/etc/app/app.yaml")]
     pub path: PathBuf,
-    /// True: content is never shown, only digests.
+    /// True: content is never shown, only digests, and kept sealed with the key in the state folder.
     #[serde(default)]
     pub secret: bool,
-    /// Executables (paths, `*` allowed) whose change becomes the new known-good.
+    /// Executables (paths, `*` allowed) whose change, and the change of what they start, becomes the new known-good.
     #[serde(default)]
     pub writers: Vec<String>,
+    /// Of a folder or pattern: names of files (`*` allowed) that are left alone.
+    #[serde(default)]
+    #[schemars(example = ["*.swp", "*~"])]
+    pub except: Vec<String>,
+    /// Of a folder or pattern: so many files are owned at most; that there are more is said. Default 1000.
+    #[serde(default = "File::max_files")]
+    pub max_files: u32,
+}
+
+impl File {
+    fn max_files() -> u32 {
+        1_000
+    }
 }
 
 /// A model whose weights Grace keeps. Their known-good copy lies in the state folder: it takes as much room again where the
@@ -292,11 +310,19 @@ pub struct ConfigDrift {
     pub conflict_window: Span,
     /// How often every owned file is looked at although nothing was noticed. Default `60s`.
     pub sweep: Span,
+    /// Executables (paths, `*` allowed) whose change of any owned file becomes the new known-good where root runs them,
+    /// and so does a change by what they start: package managers.
+    pub package_managers: Vec<String>,
 }
 
 impl Default for ConfigDrift {
     fn default() -> Self {
-        Self { conflict_count: 3, conflict_window: Span::secs(600), sweep: Span::secs(60) }
+        Self {
+            conflict_count: 3,
+            conflict_window: Span::secs(600),
+            sweep: Span::secs(60),
+            package_managers: snapshots::package_managers(),
+        }
     }
 }
 

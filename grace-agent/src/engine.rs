@@ -42,6 +42,7 @@ static POLICY: Spec = Spec {
 
 /// What follows from an event.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a few live at a time, and for a moment")]
 pub enum Effect {
     /// A firing is new or has changed.
     Firing(Firing),

@@ -90,6 +90,22 @@ pub enum Kind {
         /// How it was noticed.
         via: Via,
     },
+    /// Something that is not owned lies in a watched folder, or does not lie there any more.
+    FileUnowned {
+        /// Absolute path.
+        path: PathBuf,
+        /// The folder or pattern, as the configuration writes it.
+        pattern: String,
+        /// What it is, in words; none: it is gone.
+        what: Option<String>,
+        /// Who made it, where that was seen.
+        writer: Option<Actor>,
+        /// The folder's legitimate writers.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        writers: Vec<String>,
+        /// How it was noticed.
+        via: Via,
+    },
     /// A process is owned from now on (`[[process]]`).
     ProcessDeclared {
         /// Its name, unique on the host.
@@ -526,6 +542,9 @@ pub struct Actor {
     /// Parent's process id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppid: Option<u32>,
+    /// Its own script and what started it: executables and scripts, the nearest first. Of writers only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<String>,
     /// Where nobody saw it in the act: what it is concluded from. Enough to look there first, not to trust it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inferred: Option<Inferred>,

@@ -17,6 +17,8 @@ pub(crate) struct Terms {
     pub(crate) conflict_count: u32,
     /// The window of `conflict_count`, and how long a fight must rest before it is forgotten.
     pub(crate) conflict_window: Duration,
+    /// Executables whose change, and whose children's, becomes the new known-good of any file when root runs them.
+    pub(crate) package_managers: Vec<String>,
     /// The task's title.
     pub(crate) title: &'static str,
     /// When it is done.
@@ -157,15 +159,12 @@ impl Owned {
         if again && self.since.is_some() {
             return Vec::new();
         }
-        // Who is only concluded from what it has open was not seen to write: no leave for that.
-        let seen_writing = writer.filter(|w| w.inferred.is_none());
-        if let (Some(exe), FileState::Regular { .. }) = (seen_writing.and_then(|w| w.exe.as_deref()), state)
-            && self.known.writers.iter().any(|pattern| matches(pattern, exe))
-        {
-            let reason = writer.map(|w| format!("written by {}", who(w))).unwrap_or_default();
+        let legitimate = writer.filter(|w| may_write(w, &self.known.writers, &terms.package_managers));
+        if let (Some(writer), FileState::Regular { .. }) = (legitimate, state) {
+            let reason = format!("written by {}", who(writer));
             return vec![Verdict::Wants(
                 Subject::File(path.to_owned()),
-                Action::AcceptFile { path: path.to_owned(), reason },
+                Action::AcceptFile { path: path.to_owned(), reason, author: line_of(writer) },
             )];
         }
         let since = *self.since.get_or_insert(now);
@@ -173,7 +172,15 @@ impl Owned {
             digest: state.digest().cloned(),
             writer: writer.map(|w| w.exe.clone().unwrap_or_else(|| w.comm.clone())),
         };
-        let hold = self.fight(&change, now, terms);
+        // There is no content to take over; and a package that was removed shall not be put back piece by piece.
+        let hold = match legitimate {
+            Some(_) => {
+                Some("a legitimate writer removed it: `grace restore` or `grace forget` it".to_owned())
+            }
+            None => self.fight(&change, now, terms),
+        };
+        // Who replaces a file may take it away first.
+        let delay = if legitimate.is_some() { REPLACING } else { Duration::ZERO };
         self.last = Some(change);
         let by =
             writer.map_or_else(|| "by a writer that was not seen".to_owned(), |w| format!("by {}", who(w)));
@@ -192,7 +199,7 @@ impl Owned {
                 Action::RestoreFile { path: path.to_owned(), known: self.known.clone(), judged: state.id() },
                 Action::FileTask { title: terms.title.into(), acceptance: terms.acceptance.into() },
             ],
-            delay: Duration::ZERO,
+            delay,
             hold,
             depends_on: Vec::new(),
         }))]
@@ -217,6 +224,33 @@ impl Owned {
         ))
     }
 }
+
+/// How long a legitimate writer may take to replace a file that it removed.
+const REPLACING: Duration = Duration::from_secs(5);
+
+/// Whether a change by `writer` is legitimate: it is one of `writers` or was started by one, or the same of
+/// `package_managers` and root.
+///
+/// Who is only concluded from what it has open was not seen to write: no leave for that.
+pub(crate) fn may_write(writer: &Actor, writers: &[String], package_managers: &[String]) -> bool {
+    let line = || writer.exe.iter().chain(&writer.lineage);
+    let any = |patterns: &[String]| line().any(|exe| patterns.iter().any(|pattern| matches(pattern, exe)));
+    writer.inferred.is_none() && (any(writers) || (writer.uid == Some(0) && any(package_managers)))
+}
+
+/// Who changed it and what started that, for people: `sed ← /usr/bin/dpkg ← /usr/bin/apt-get`.
+pub(crate) fn line_of(writer: &Actor) -> String {
+    let own = writer.exe.as_deref().unwrap_or(&writer.comm);
+    let line: Vec<String> = std::iter::once(own)
+        .chain(writer.lineage.iter().map(String::as_str))
+        .take(SHOWN)
+        .map(|exe| exe.escape_debug().to_string())
+        .collect();
+    line.join(" ← ")
+}
+
+/// So much of a lineage is shown.
+const SHOWN: usize = 8;
 
 fn cleared(path: &Path, how: &str) -> Verdict {
     Verdict::Cleared(Subject::File(path.to_owned()), how.to_owned())

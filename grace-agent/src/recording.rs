@@ -198,9 +198,17 @@ impl Recorder {
         let key = match &event.kind {
             Kind::Start { .. } => (0, String::new()),
             Kind::Mode { .. } => (1, String::new()),
-            Kind::FileKnown { path, .. } => (2, path.to_string_lossy().into_owned()),
+            Kind::FileKnown { path, .. } => {
+                self.preamble.remove(&(40, path.to_string_lossy().into_owned()));
+                (2, path.to_string_lossy().into_owned())
+            }
             Kind::FileForgotten { path } => {
                 self.preamble.remove(&(2, path.to_string_lossy().into_owned()));
+                return;
+            }
+            Kind::FileUnowned { path, what: Some(_), .. } => (40, path.to_string_lossy().into_owned()),
+            Kind::FileUnowned { path, what: None, .. } => {
+                self.preamble.remove(&(40, path.to_string_lossy().into_owned()));
                 return;
             }
             Kind::ProcessDeclared { name, .. } => (3, name.clone()),

@@ -230,6 +230,10 @@ fn private_folder(path: &Path, parents: bool) -> Result<(), StateError> {
     Ok(())
 }
 
+/// How often a lock that is held is tried again, and after what time.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 fn lock(folder: &Path) -> Result<File, StateError> {
     let path = folder.join("lock");
     let failed = |source| StateError::Lock { path: path.clone(), source };
@@ -242,7 +246,16 @@ fn lock(folder: &Path) -> Result<File, StateError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    // What an agent that has just ended was starting holds its lock until it runs its program.
+    let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    for _ in 0..LOCK_TRIES {
+        if locked != Err(Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let mut pid = String::new();

@@ -1,5 +1,6 @@
 //! The verbs: one file per action of the closed enum `action::Action`. They change the host and never decide.
 
+pub mod other_names;
 pub mod quarantine;
 pub mod restart_process;
 pub mod restore_file;

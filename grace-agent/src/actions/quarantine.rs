@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fsync, openat, renameat_with, statat, unlinkat,
@@ -14,6 +16,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::clock;
 use crate::file_meta::{self, MAX_CONTENT, words};
 use crate::file_state::{Digest, FileId};
 use crate::safe_path::{Entry, open_entry};
@@ -85,6 +88,68 @@ pub(super) fn keep(
     let path = folder.path.join(&beside);
     let note = Some(format!("what lay there stays at {}, not in the quarantine: {why}", path.display()));
     Ok(Kept { path, note, folder: folder.fd.try_clone_to_owned().map_err(errno_of)?, name: beside })
+}
+
+/// Removes what was displaced first, until at most `files` things of at most `bytes` are left, none of them older than
+/// `age`; says how many went. Copies that are not complete are left alone.
+///
+/// # Errors
+/// Where the folder cannot be read, or a thing in it not be removed; the others were tried.
+pub fn prune(quarantine: &Path, files: usize, bytes: u64, age: Duration) -> io::Result<usize> {
+    let mut kept = Vec::new();
+    for entry in std::fs::read_dir(quarantine)? {
+        let entry = entry?;
+        if entry.file_name().as_bytes().starts_with(COPYING.as_bytes()) {
+            continue;
+        }
+        let meta = entry.path().symlink_metadata()?;
+        // It came by a rename, which sets the change time and nothing else.
+        let arrived = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+        kept.push((arrived, meta.len(), meta.is_dir(), entry.path()));
+    }
+    // The newest first.
+    kept.sort_by(|a, b| b.cmp(a));
+    let oldest = i128::from(clock::wall_ns()) - i128::try_from(age.as_nanos()).unwrap_or(i128::MAX / 2);
+    let (mut total, mut removed, mut failed) = (0_u64, 0, None);
+    for (nth, (arrived, size, is_folder, path)) in kept.into_iter().enumerate() {
+        total = total.saturating_add(size);
+        if nth < files && total <= bytes && arrived >= oldest {
+            continue;
+        }
+        // Neither follows a link.
+        let result = if is_folder { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match result {
+            Ok(()) => removed += 1,
+            Err(err) => failed = Some(err),
+        }
+    }
+    failed.map_or(Ok(removed), Err)
+}
+
+/// What the restores of a firing displaced, the newest first: `tag` is the firing's id.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn displaced_by(quarantine: &Path, tag: &str, name: &OsStr) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let (front, back) = (format!("{}-", plain(tag)), name.as_bytes());
+    for entry in std::fs::read_dir(quarantine)? {
+        let entry = entry?;
+        let given = entry.file_name();
+        // `f-12-<rung>-<name>`, cut to 200 bytes, perhaps with `-<8 hex>` behind.
+        let Some(rest) = given.as_bytes().strip_prefix(front.as_bytes()) else { continue };
+        let rung = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+        let Some(rest) = rest.get(rung..).and_then(|rest| rest.strip_prefix(b"-")) else { continue };
+        let back = &back[..back.len().min(200 - (front.len() + rung + 1).min(200))];
+        let suffix = rest.strip_prefix(back);
+        let fits = |suffix: &[u8]| suffix.is_empty() || (suffix.len() == 9 && suffix[0] == b'-');
+        if rung > 0 && suffix.is_some_and(fits) {
+            let meta = entry.path().symlink_metadata()?;
+            found.push(((meta.ctime(), meta.ctime_nsec()), entry.path()));
+        }
+    }
+    found.sort_by(|a, b| b.cmp(a));
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Removes copies that a crash cut short: what they were copied from is still where it was.
@@ -242,3 +307,39 @@ fn errno_of(err: io::Error) -> Errno {
 
 /// Names of copies that are not complete.
 const COPYING: &str = ".copying-";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_first_and_what_a_firing_displaced_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let put = |name: &str, size: usize| {
+            fs::write(folder.join(name), vec![b'x'; size]).unwrap();
+            // Arrivals are told apart by their change time, which has the grain of the kernel's clock.
+            std::thread::sleep(Duration::from_millis(12));
+        };
+        for name in ["f-1-0-a.conf", "f-1-0-a.conf-0123abcd", "f-12-0-a.conf", "f-1-0-b.conf", ".copying-1"] {
+            put(name, 10);
+        }
+        let found = displaced_by(folder, "f-1", OsStr::new("a.conf")).unwrap();
+        let names: Vec<_> = found.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["f-1-0-a.conf-0123abcd", "f-1-0-a.conf"]);
+        assert!(displaced_by(folder, "f-2", OsStr::new("a.conf")).unwrap().is_empty());
+
+        let day = Duration::from_secs(86_400);
+        assert_eq!(prune(folder, 10, 1000, day).unwrap(), 0);
+        assert_eq!(prune(folder, 10, 35, day).unwrap(), 1);
+        assert!(!folder.join("f-1-0-a.conf").exists());
+        fs::create_dir(folder.join("f-3-0-was-a-folder")).unwrap();
+        fs::write(folder.join("f-3-0-was-a-folder/x"), "x").unwrap();
+        assert_eq!(prune(folder, 1, u64::MAX, day).unwrap(), 3);
+        assert!(folder.join("f-3-0-was-a-folder/x").exists());
+        assert_eq!(prune(folder, 9, u64::MAX, Duration::ZERO).unwrap(), 1);
+        assert!(folder.join(".copying-1").exists());
+    }
+}

@@ -20,6 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::other_names;
 use super::quarantine::{self, Folder, Kept, plain, random_hex, remove_if, rename_new};
 use crate::clock::Stopwatch;
 use crate::file_meta::{self, MAX_CONTENT, MetaError, words};
@@ -141,6 +142,8 @@ pub fn restore(
             return Err(RestoreError::LostRace { path: path.to_owned(), why, kept });
         }
     };
+    let other_links =
+        placed.displaced.as_deref().map_or(0, |displaced| other_names::links(folder.as_fd(), displaced));
     // Moved before the sync, so that one commit of the file system's journal makes both renames durable. A crash in
     // between leaves the displaced object under the temporary name, where `recover` finds it.
     let moved = placed.displaced.as_deref().and_then(|displaced| {
@@ -162,6 +165,8 @@ pub fn restore(
         notes.push(format!("the quarantine cannot be synced: {}", words(errno)));
     }
     notes.extend(kept.as_ref().and_then(|kept| kept.note.clone()));
+    // The displaced object lives on under them, as it is.
+    notes.extend(judged.and_then(|judged| other_names::told(judged, other_links)));
     Ok(Restored {
         displaced_digest: kept.as_ref().and_then(Kept::digest),
         quarantined: kept.map(|kept| kept.path),
@@ -337,7 +342,10 @@ impl<'a> Copy<'a> {
         if let Some(source) = refused {
             return Err(RestoreError::Write { doing: "write the copy of", path: path(), source });
         }
-        read.map_err(|source| ObjectError::Read { digest: known.digest.clone(), source })?;
+        read.map_err(|source| match ObjectError::of_read(&known.digest, source) {
+            ObjectError::Damaged { digest } => RestoreError::DamagedObject { digest },
+            err => err.into(),
+        })?;
         if hasher.finish() != known.digest {
             return Err(RestoreError::DamagedObject { digest: known.digest.clone() });
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::broadcast;
 
+use super::store::{DiffView, StoreView, UndoView};
 use super::tasks::ClaimRequest;
 use super::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
@@ -14,7 +15,7 @@ use super::view::{
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
-use crate::firing::{Route, Scope};
+use crate::firing::{FiringId, Route, Scope};
 use crate::reported::Reported;
 use crate::tasks::Change;
 
@@ -78,6 +79,12 @@ pub trait Control: Send + Sync + 'static {
     /// Put a version back, the current one if `at` is none; that version is the known-good from then on.
     /// Done in `observe` mode too: a person asked for it.
     fn restore(&self, path: &Path, at: Option<u64>, peer: Peer) -> PathAnswer;
+    /// A version, the current one if `at` is none, against the file as it is.
+    fn diff(&self, path: &Path, at: Option<u64>) -> Result<DiffView, ControlError>;
+    /// Take back what was done for a firing, or for the incident that it began. One answer an action.
+    fn undo(&self, incident: FiringId, peer: Peer) -> Result<Vec<UndoView>, ControlError>;
+    /// Read every kept content and compare it with its digest.
+    fn check_store(&self) -> Result<StoreView, ControlError>;
     /// Do not own `path` any more. Its snapshots are dropped.
     fn forget(&self, path: &Path, peer: Peer) -> PathAnswer;
     /// Start and supervise a process until `remove_process` (used by `grace inject`).

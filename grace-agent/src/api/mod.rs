@@ -7,5 +7,6 @@ pub mod client;
 pub mod code;
 pub mod control;
 pub mod server;
+pub mod store;
 pub mod tasks;
 pub mod view;

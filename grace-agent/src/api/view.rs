@@ -552,6 +552,10 @@ pub struct SnapshotView {
     pub at: String,
     /// Why: `snapshot by uid 0`, `config file`, `written by /usr/bin/dpkg (pid 12)`.
     pub reason: String,
+    /// Who took it, or whose change it is: `uid 0`, `/usr/bin/sed ← /usr/bin/dpkg ← /usr/bin/apt-get`. Empty: an older
+    /// agent took it.
+    #[serde(default)]
+    pub author: String,
     /// Content, owner, mode.
     #[serde(flatten)]
     pub known: KnownGood,

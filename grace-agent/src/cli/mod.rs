@@ -4,9 +4,11 @@
 //! socket · 4 refused.
 
 pub mod ask;
+pub mod at;
 mod canary;
 pub mod config;
 pub mod deps;
+pub mod diff;
 pub mod doctor;
 pub mod endpoint;
 pub mod explain;
@@ -27,6 +29,7 @@ pub mod snapshots;
 pub mod status;
 mod syntax_worker;
 pub mod tasks;
+pub mod undo;
 pub mod unpin;
 
 use std::io::IsTerminal;
@@ -119,6 +122,10 @@ enum Command {
     Verify(snapshots::Verify),
     /// Put a known-good state back
     Restore(snapshots::Restore),
+    /// How an owned file differs from what is kept of it (exit 1: it differs)
+    Diff(diff::Diff),
+    /// Take back what was done for an incident: what a restore displaced is put back
+    Undo(undo::Undo),
     /// Do not own a file any more
     Forget(snapshots::Forget),
     /// What this host lets Grace see, and what to do about the rest
@@ -183,6 +190,8 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Snapshots(command) => command.go(global, &mut out),
         Command::Verify(command) => command.go(global, &mut out),
         Command::Restore(command) => command.go(global, &mut out),
+        Command::Diff(command) => command.go(global, &mut out),
+        Command::Undo(command) => command.go(global, &mut out),
         Command::Forget(command) => command.go(global, &mut out),
         Command::Doctor(command) => command.go(global, &mut out),
         Command::Config(command) => command.go(global, &mut out),

@@ -6,6 +6,7 @@ use schemars::schema_for;
 use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
+use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
     PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
@@ -22,8 +23,9 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "claimed", "config", "deps", "doctor", "endpoint", "explain", "firing", "good", "incident",
-    "pause", "records", "risk", "scan", "snapshot", "status", "task", "trigger", "verify",
+    "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good",
+    "incident", "pause", "records", "risk", "scan", "snapshot", "status", "store", "task", "trigger", "undo",
+    "verify",
 ];
 
 impl Schema {
@@ -38,6 +40,7 @@ impl Schema {
             "answer" => schema_for!(PathAnswer),
             "config" => schema_for!(Config),
             "deps" => schema_for!(DependencyView),
+            "diff" => schema_for!(DiffView),
             "doctor" => schema_for!(Report),
             "endpoint" => schema_for!(EndpointView),
             "good" => schema_for!(GoodView),
@@ -50,9 +53,11 @@ impl Schema {
             "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
+            "store" => schema_for!(StoreView),
             "claimed" => schema_for!(ClaimedView),
             "task" => schema_for!(TaskView),
             "trigger" => schema_for!(TriggerView),
+            "undo" => schema_for!(UndoView),
             "verify" => schema_for!(VerifyView),
             _ => {
                 return Err(Failure::Usage(format!(

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::ask::{Failure, absolute, with_agent};
+use super::at::At;
 use super::show::{Out, complain, escape, paint};
 use super::{Answer, Global};
+use crate::api::code::Nothing;
 use crate::api::server::{PathRequest, PathsRequest, SnapshotRequest};
+use crate::api::store::StoreView;
 use crate::api::view::{PathAnswer, SnapshotView, StatusView, VerifyVerdict, VerifyView};
 use crate::config::Mode;
 use crate::file_state::ContentKind;
@@ -75,7 +78,7 @@ impl Snapshots {
                 continue;
             }
             out.line(&format!(
-                "{} {:<5} {} {}  sha256 {}  {:>7} bytes  {:04o} {}:{}  {}",
+                "{} {:<5} {} {}  sha256 {}  {:>7} bytes  {:04o} {}:{}  {}  by {}",
                 if s.current { paint("●", "32", out.color) } else { " ".to_owned() },
                 s.id,
                 s.at.get(..19).unwrap_or(&s.at),
@@ -85,7 +88,8 @@ impl Snapshots {
                 s.known.meta.mode,
                 s.known.meta.uid,
                 s.known.meta.gid,
-                escape(&s.reason)
+                escape(&s.reason),
+                if s.author.is_empty() { "?".into() } else { escape(&s.author) }
             ))?;
         }
         Ok(0)
@@ -98,6 +102,9 @@ pub struct Verify {
     /// Files; none: every owned one
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Not the files, but what is kept of them: read every content and compare it with its digest
+    #[arg(long, conflicts_with = "paths")]
+    store: bool,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -105,6 +112,9 @@ pub struct Verify {
 
 impl Verify {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
+        if self.store {
+            return Self::store(self.json, global, out);
+        }
         let request = PathsRequest { paths: self.paths.iter().map(|p| absolute(p)).collect() };
         let views: Vec<VerifyView> =
             with_agent(&global.socket, async |agent| Ok(agent.post("/v1/verify", &request).await?))?;
@@ -133,6 +143,29 @@ impl Verify {
         }
         Ok(u8::from(views.iter().any(|v| v.verdict != VerifyVerdict::Ok)))
     }
+
+    fn store(json: bool, global: &Global, out: &mut Out) -> Answer {
+        let view: StoreView =
+            with_agent(&global.socket, async |agent| Ok(agent.post("/v1/store/check", &Nothing {}).await?))?;
+        let code = u8::from(!view.lost.is_empty());
+        if json {
+            out.json(&view)?;
+            return Ok(code);
+        }
+        let found = view.mended.iter().map(|rot| (rot, "mended", "33", "taken anew from"));
+        for (rot, word, sgr, files) in
+            found.chain(view.lost.iter().map(|rot| (rot, "lost", "31", "needed by")))
+        {
+            let names: Vec<String> = rot.files.iter().map(|file| file.display().to_string()).collect();
+            let line = format!("{}  {files} {}", escape(&rot.why), escape(&names.join(", ")));
+            out.line(&format!("{} {line}", paint(&format!("{word:<10}"), sgr, out.color)))?;
+        }
+        if !out.quiet {
+            let (contents, bytes) = (view.contents, view.bytes);
+            out.line(&format!("{contents} contents, {bytes} bytes sound, read in {} ms", view.took_ms))?;
+        }
+        Ok(code)
+    }
 }
 
 /// Arguments of `grace restore`.
@@ -141,9 +174,10 @@ pub struct Restore {
     /// An owned file
     #[arg(value_name = "PATH")]
     path: PathBuf,
-    /// The snapshot to put back; it is the known-good state from then on [default: the current one]
-    #[arg(long, value_name = "ID")]
-    at: Option<u64>,
+    /// The snapshot to put back, by number or by time (`2h`, `2026-11-24 10:00`); it is the known-good state from then on
+    /// [default: the current one]
+    #[arg(long, value_name = "ID|TIME")]
+    at: Option<At>,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -151,9 +185,14 @@ pub struct Restore {
 
 impl Restore {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
-        let request = PathRequest { path: absolute(&self.path), at: self.at };
-        let answer: PathAnswer =
-            with_agent(&global.socket, async |agent| Ok(agent.post("/v1/restore", &request).await?))?;
+        let path = absolute(&self.path);
+        let answer: PathAnswer = with_agent(&global.socket, async |agent| {
+            let at = match &self.at {
+                Some(at) => Some(at.version(&agent, &path).await?),
+                None => None,
+            };
+            Ok(agent.post("/v1/restore", &PathRequest { path, at }).await?)
+        })?;
         print(std::slice::from_ref(&answer), self.json, out)
     }
 }

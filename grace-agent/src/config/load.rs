@@ -169,9 +169,8 @@ impl Config {
             let at = |key| [Step::Key("file"), Step::Index(i), Step::Key(key)];
             if let Err(why) = check_path(&file.path) {
                 out.push(&at("path"), why);
-            } else if file.path.to_string_lossy().ends_with('/') {
-                out.push(&at("path"), "must not name a folder: Grace owns single files");
             }
+            self.validate_folder(i, &mut out);
             // `components` drops `//` and `/./`: the same name spelled twice is one file.
             if let Some(first) = paths.insert(file.path.components().collect::<PathBuf>(), i) {
                 let path = shown(&file.path);
@@ -413,7 +412,14 @@ impl Config {
             }
         }
         self.validate_code(&mut out);
+        out.0.extend(self.snapshots.validate());
         out.0
+    }
+
+    /// The same for what only folders and patterns have.
+    fn validate_folder(&self, i: usize, out: &mut Wrongs) {
+        let file = &self.file[i];
+        out.0.extend(super::snapshots::validate_folder(file, i));
     }
 
     /// The same for the tables about code.
@@ -1001,10 +1007,7 @@ mod tests {
             (process("") + &process(""), "c.toml:6:8: name: `w` is already declared by [[process]] number 1"),
             ("[[file]]\npath = \"a/b\"".to_owned(), "c.toml:2:8: path: `a/b` is not an absolute path"),
             ("[[file]]\npath = \"/a/../b\"".to_owned(), "c.toml:2:8: path: `/a/../b` must not contain `..`"),
-            (
-                "[[file]]\npath = \"/a/b/\"".to_owned(),
-                "c.toml:2:8: path: must not name a folder: Grace owns single files",
-            ),
+            ("[[file]]\npath = \"/a/b/\"".to_owned(), "accepted"),
             (
                 file("") + "[[file]]\npath = \"/etc//./a\"",
                 "c.toml:5:8: path: `/etc//./a` is already owned by [[file]] number 1",

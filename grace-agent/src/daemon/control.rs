@@ -13,9 +13,11 @@ use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::{Duties, Judged, Notes};
+use super::scrub::Scrub;
 use super::{declare, degraded, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::tasks::ClaimRequest;
 use crate::api::view::{
     ClaimedView, ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView,
@@ -35,7 +37,7 @@ use crate::host;
 use crate::journal::Journal;
 use crate::reported::Reported;
 use crate::safe_path::own_name;
-use crate::snapshots::{Snapshot, Take};
+use crate::snapshots::{Snapshot, Take, Taken};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::journald::Journald;
@@ -77,11 +79,13 @@ pub(super) struct Agent {
     pub(super) cost: Arc<Mutex<CostView>>,
     pub(super) records: Records,
     pub(super) boot_scan: Arc<BootScan>,
+    pub(super) scrub: Arc<Scrub>,
 }
 
 impl Agent {
     fn sources(&self) -> Vec<SourceView> {
         let mut out = self.executor.files.health();
+        out.push(self.scrub.health());
         let specs = lock(&self.executor.specs).len();
         out.push(SourceView {
             name: "processes".into(),
@@ -154,26 +158,32 @@ impl Agent {
         }
     }
 
-    fn take(
-        &self,
-        path: &Path,
-        kind: Option<ContentKind>,
-        peer: Peer,
-    ) -> Result<(String, Option<Snapshot>, Option<PathBuf>), String> {
+    /// How the version of `path` is taken that a person asks for.
+    fn taking(&self, path: &Path, kind: Option<ContentKind>, peer: Peer) -> Result<Take, String> {
         let old = self.executor.store.current_of(path).map_err(|err| chain(&err))?;
-        let take = Take {
-            kind: kind.or(old.as_ref().map(|s| s.known.kind)).unwrap_or_else(|| ContentKind::by_name(path)),
-            writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
-            reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
+        let (as_before, writers) = match old.map(|s| (s.known.kind, s.known.writers)) {
+            Some((kind, writers)) => (Some(kind), writers),
+            None => {
+                self.executor.folder_of(path).map(|(kind, writers)| (Some(kind), writers)).unwrap_or_default()
+            }
         };
-        let taken = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        Ok(Take {
+            kind: kind.or(as_before).unwrap_or_else(|| ContentKind::by_name(path)),
+            writers,
+            reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
+            author: format!("uid {}", peer.uid),
+        })
+    }
+
+    /// Owns what was taken.
+    fn taken(&self, path: &Path, taken: Taken) -> (String, Option<Snapshot>, Option<PathBuf>) {
         let snapshot = taken.snapshot;
         self.executor.own(path, snapshot.known.clone());
         let done = match taken.added {
             false => format!("unchanged since snapshot {}", snapshot.id),
             true => format!("snapshot {} is the known-good state", snapshot.id),
         };
-        Ok((done, Some(snapshot), None))
+        (done, Some(snapshot), None)
     }
 
     fn put_back(
@@ -198,6 +208,7 @@ impl Agent {
         if let FileState::Unreadable { why } = &seen {
             return Err(format!("cannot be looked at: {why}"));
         }
+        let _rest = self.executor.files.rest(path);
         // First what shall be, then the file: a crash between the two restores it at the next start.
         if !wanted.current {
             store.make_current(wanted.id).map_err(|err| chain(&err))?;
@@ -381,20 +392,28 @@ impl Control for Agent {
     }
 
     fn snapshot(&self, paths: &[PathBuf], kind: Option<ContentKind>, peer: Peer) -> Vec<PathAnswer> {
-        paths
-            .iter()
-            .map(|given| match own_name(given, Path::new("/")) {
-                Ok(path) => {
-                    let answer = Self::one(&path, self.take(&path, kind, peer));
-                    if let Some(done) = &answer.done {
-                        self.journal
-                            .note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
-                    }
-                    answer
+        // By its place, so that the answers come in the order of the question.
+        let mut answers: BTreeMap<usize, PathAnswer> = BTreeMap::new();
+        let (mut wanted, mut places) = (Vec::new(), Vec::new());
+        for (place, given) in paths.iter().enumerate() {
+            let take = own_name(given, Path::new("/")).map_err(|err| chain(&err));
+            match take.and_then(|path| self.taking(&path, kind, peer).map(|take| (path, take))) {
+                Ok(one) => {
+                    wanted.push(one);
+                    places.push(place);
                 }
-                Err(err) => Self::one(given, Err(chain(&err))),
-            })
-            .collect()
+                Err(why) => drop(answers.insert(place, Self::one(given, Err(why)))),
+            }
+        }
+        for (place, (path, taken)) in places.into_iter().zip(self.executor.store.take_all(wanted)) {
+            let answer =
+                Self::one(&path, taken.map(|taken| self.taken(&path, taken)).map_err(|err| chain(&err)));
+            if let Some(done) = &answer.done {
+                self.journal.note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
+            }
+            answers.insert(place, answer);
+        }
+        answers.into_values().collect()
     }
 
     fn snapshots(&self) -> Result<Vec<SnapshotView>, ControlError> {
@@ -451,6 +470,18 @@ impl Control for Agent {
         let result = answer.done.as_ref().or(answer.error.as_ref()).cloned().unwrap_or_default();
         self.journal.note("command", format!("restore {} by uid {}: {result}", path.display(), peer.uid));
         answer
+    }
+
+    fn diff(&self, path: &Path, at: Option<u64>) -> Result<DiffView, ControlError> {
+        self.difference(path, at)
+    }
+
+    fn undo(&self, incident: FiringId, peer: Peer) -> Result<Vec<UndoView>, ControlError> {
+        self.take_back(incident, peer)
+    }
+
+    fn check_store(&self) -> Result<StoreView, ControlError> {
+        self.read_store()
     }
 
     fn forget(&self, path: &Path, peer: Peer) -> PathAnswer {
@@ -698,7 +729,7 @@ impl Agent {
     }
 
     /// The name under which `path` is owned: as given, or with its folder resolved. The file itself may be gone.
-    fn owned_name(&self, path: &Path) -> PathBuf {
+    pub(super) fn owned_name(&self, path: &Path) -> PathBuf {
         if matches!(self.executor.store.current_of(path), Ok(Some(_))) {
             return path.to_owned();
         }
@@ -763,6 +794,7 @@ fn view(snapshot: Snapshot) -> SnapshotView {
         current: snapshot.current,
         at: snapshot.at,
         reason: snapshot.reason,
+        author: snapshot.author,
         known: snapshot.known,
     }
 }

@@ -12,19 +12,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::code::Code;
 use super::gate::Gate;
 use crate::action::{Action, Order, Outcome, Shed};
+use crate::actions::other_names::has_other_links;
 use crate::actions::restart_process::{self, RestartError, Restarted};
 use crate::actions::restore_file::{self, Restored};
 use crate::actions::shed_load::{self, Taken};
 use crate::actions::start_process::{self, StartError, Started};
 use crate::actions::stop_process;
 use crate::clock;
-use crate::config::{self, Process};
+use crate::config::{self, HardLinks, Process};
 use crate::error_chain::chain;
 use crate::event::{Event, Exit, Kind, Timestamp};
-use crate::file_state::{FileId, KnownGood};
+use crate::file_state::{ContentKind, FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
+use crate::sources::folders::Folder;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
 use crate::tasks::Queue;
@@ -51,6 +53,10 @@ pub(super) struct Executor {
     /// What processes that Grace starts are told in their environment: where to report to.
     pub(super) tells: BTreeMap<String, String>,
     pub(super) code: Arc<Code>,
+    /// Watched folders.
+    pub(super) folders: Mutex<Vec<Folder>>,
+    /// What a restore does to a file with other names.
+    pub(super) hard_links: Mutex<HardLinks>,
     pub(super) tasks: Arc<Queue>,
 }
 
@@ -88,7 +94,7 @@ impl Executor {
                     order.firing.map_or_else(|| "command".to_owned(), |id| format!("{id}-{}", order.rung));
                 self.restore(path, known, *judged, &tag, gate).map(|restored| describe_restored(&restored))
             }
-            Action::AcceptFile { path, reason } => self.accept(path, reason),
+            Action::AcceptFile { path, reason, author } => self.accept(path, reason, author),
             Action::StartProcess { name } => self.start(name),
             Action::ShedLoad { process, step } => self.shed(process, *step),
             Action::GiveBack { process } => self.give_back(process),
@@ -114,13 +120,27 @@ impl Executor {
         tag: &str,
         gate: &Gate,
     ) -> Result<Restored, String> {
+        if judged.is_some() && *lock(&self.hard_links) == HardLinks::Hold && has_other_links(path) {
+            return Err("it has other names (hard links), and `hard_links` is `hold`: a restore would leave them with \
+                        what lies there now; put it right by hand, or set `hard_links` to `cut`"
+                .into());
+        }
         restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag, || gate.pass())
             .map_err(|err| chain(&err))
     }
 
-    fn accept(&self, path: &Path, reason: &str) -> Result<String, String> {
-        let old = self.store.current_of(path).map_err(|err| chain(&err))?.ok_or("not owned any more")?;
-        let take = Take { kind: old.known.kind, writers: old.known.writers, reason: reason.to_owned() };
+    /// What the files of the watched folder hold that `path` lies in, and who may write them.
+    pub(super) fn folder_of(&self, path: &Path) -> Option<(ContentKind, Vec<String>)> {
+        let folders = lock(&self.folders);
+        let folder = folders.iter().find(|folder| folder.means(path))?;
+        Some((folder.kind, folder.writers.clone()))
+    }
+
+    fn accept(&self, path: &Path, reason: &str, author: &str) -> Result<String, String> {
+        let old = self.store.current_of(path).map_err(|err| chain(&err))?;
+        let old = old.map(|old| (old.known.kind, old.known.writers));
+        let (kind, writers) = old.or_else(|| self.folder_of(path)).ok_or("not owned any more")?;
+        let take = Take { kind, writers, reason: reason.to_owned(), author: author.to_owned() };
         let snapshot = self.store.take(path, take).map_err(|err| chain(&err))?.snapshot;
         self.own(path, snapshot.known);
         Ok(format!("snapshot {} is the known-good state now", snapshot.id))

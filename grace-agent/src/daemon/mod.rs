@@ -11,7 +11,10 @@ mod control;
 mod executor;
 mod gate;
 mod judge;
+mod owning;
 mod pauses;
+mod scrub;
+mod store;
 mod supervisor;
 mod upkeep;
 
@@ -41,15 +44,13 @@ use crate::confine;
 use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind, RestartPolicy};
-use crate::file_state::ContentKind;
 use crate::firing::State;
 use crate::host;
 use crate::journal::Journal;
 use crate::known::Known;
 use crate::prompt::prompt;
 use crate::recording::Recorder;
-use crate::safe_path::own_name;
-use crate::snapshots::{Snapshot, Store, StoreError, Take};
+use crate::snapshots::Store;
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::self_test;
@@ -68,6 +69,8 @@ use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
+use owning::{Owned, own_configured};
+use scrub::Scrub;
 use supervisor::{Supervisor, Watchdog};
 use upkeep::Upkeep;
 
@@ -147,7 +150,7 @@ fn serve(
     let next_firing = journal.next_firing()?;
     journal.close_old(next_firing)?;
     let leftovers = recover(&store, &state, &journal);
-    let owned = own_configured(&config, &store, &journal)?;
+    let Owned { files: owned, folders } = own_configured(&config, &store, &journal)?;
     let (probes, rings, probe_views) = match loading.join() {
         Ok(Ok((probes, rings))) => {
             let probes = Arc::new(probes);
@@ -211,6 +214,8 @@ fn serve(
         events: events.clone(),
         tells: tells(&options.socket, records.path()),
         code: Arc::clone(&code),
+        folders: Mutex::new(folders.clone()),
+        hard_links: Mutex::new(config.snapshots.hard_links),
         tasks,
     });
 
@@ -261,6 +266,7 @@ fn serve(
     for snapshot in owned {
         executor.own(&snapshot.path, snapshot.known);
     }
+    files.watch_folders(folders);
     declare_models(&config, &executor);
     for process in &config.process {
         declare(&executor, process.clone());
@@ -290,6 +296,16 @@ fn serve(
     };
     let upkeep_thread =
         std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;
+    let scrub = Arc::new(Scrub::new(
+        Arc::clone(&store),
+        Arc::clone(&journal),
+        state.quarantine(),
+        config.snapshots.clone(),
+        Arc::clone(&stop),
+    ));
+    let scrubbing = Arc::clone(&scrub);
+    let scrub_thread =
+        std::thread::Builder::new().name("grace-scrub".into()).spawn(move || scrubbing.run())?;
     let scan_settings = config.clone();
     let boot_scan = Arc::new(BootScan::new(Arc::clone(&executor), state.path(), &config, Arc::clone(&stop)));
     let probes_at_end = probes.clone();
@@ -323,6 +339,7 @@ fn serve(
         cost,
         records,
         boot_scan: Arc::clone(&boot_scan),
+        scrub,
     });
     agent.admit_senders();
     let inventory = Arc::clone(&agent);
@@ -362,6 +379,7 @@ fn serve(
     }
     upkeep_thread.thread().unpark();
     scanning.thread().unpark();
+    scrub_thread.thread().unpark();
     // A stopped agent leaves nothing in the kernel. One that is stopped to be started again leaves its probes.
     if !again && let Some(Err(err)) = probes_at_end.map(|probes| probes.unpin()) {
         tracing::error!(%err, "the probes' pins cannot be taken away: they run on");
@@ -389,6 +407,11 @@ async fn until_told(
     mut scanned: tokio::sync::oneshot::Receiver<ScanView>,
     supervisor: &Supervisor,
 ) -> anyhow::Result<bool> {
+    // Before anybody gets an answer: whoever has one may tell the agent to end.
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let mut hup = signal(SignalKind::hangup())?;
+    let mut usr1 = signal(SignalKind::user_defined1())?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let (closing, closed) = tokio::sync::oneshot::channel::<()>();
@@ -404,10 +427,6 @@ async fn until_told(
         print(&show::boot_picture(&status, options.color));
     }
     supervisor.tell("READY=1");
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    let mut usr1 = signal(SignalKind::user_defined1())?;
     let (mut again, mut scan_told) = (false, false);
     loop {
         tokio::select! {
@@ -463,7 +482,11 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     let executor = &agent.executor;
     executor.send(Kind::Mode { mode: config.mode });
     match own_configured(&config, &executor.store, &agent.journal) {
-        Ok(owned) => owned.into_iter().for_each(|snapshot| executor.own(&snapshot.path, snapshot.known)),
+        Ok(Owned { files, folders }) => {
+            files.into_iter().for_each(|snapshot| executor.own(&snapshot.path, snapshot.known));
+            lock(&executor.folders).clone_from(&folders);
+            executor.files.watch_folders(folders);
+        }
         Err(err) => tracing::error!(why = %chain(&err), "the owned files cannot be listed"),
     }
     let gone: Vec<String> = {
@@ -478,6 +501,8 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
         start_process::forget(&name, &executor.running);
         executor.send(Kind::ProcessForgotten { name });
     }
+    agent.scrub.set(config.snapshots.clone());
+    *lock(&executor.hard_links) = config.snapshots.hard_links;
     declare_models(&config, executor);
     for process in &config.process {
         declare(executor, process.clone());
@@ -500,38 +525,6 @@ fn tells(socket: &Path, datagrams: Option<&Path>) -> BTreeMap<String, String> {
     let text = |path: &Path| path.to_str().map(str::to_owned);
     let pairs = [("GRACE_SOCKET", text(socket)), ("NOTIFY_SOCKET", datagrams.and_then(text))];
     pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
-}
-
-/// Takes a snapshot of every `[[file]]` that has none yet, and returns all that is owned.
-fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<Vec<Snapshot>, StoreError> {
-    let files = config.file.iter().map(|file| {
-        let kind = if file.secret { ContentKind::Secret } else { ContentKind::Config };
-        (file.path.clone(), kind, file.writers.clone())
-    });
-    let weights = config
-        .model
-        .iter()
-        .flat_map(|model| weights_of(model, journal))
-        .map(|path| (path, ContentKind::Weights, Vec::new()));
-    for (path, kind, writers) in files.chain(weights) {
-        let result = match store.current_of(&path)? {
-            Some(snapshot) => store.describe(snapshot.id, kind, &writers),
-            None => {
-                let take = Take { kind, writers, reason: "config file".to_owned() };
-                own_name(&path, Path::new("/"))
-                    .map_err(|err| chain(&err))
-                    .and_then(|path| store.take(&path, take).map_err(|err| chain(&err)))
-                    .map(drop)
-                    .or_else(|why| {
-                        tracing::warn!(path = %path.display(), %why, "cannot be owned");
-                        journal.note("config", format!("{} cannot be owned: {why}", path.display()));
-                        Ok(())
-                    })
-            }
-        };
-        result?;
-    }
-    store.current()
 }
 
 /// The weights of `model` that are there now.

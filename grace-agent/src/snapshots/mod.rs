@@ -3,13 +3,11 @@
 //! Contents lie in [`objects`], found by their digest; the versions lie in the database. A version is acknowledged
 //! once its content and its row are on disk, in this order: whatever happens in between, every row has its object.
 
-use std::fs::File;
-use std::io::Seek;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::Connection;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
@@ -20,9 +18,15 @@ use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
 
+mod batch;
+mod keys;
 pub mod objects;
+pub mod retention;
+mod rows;
+pub mod scrub;
 
-use objects::{ObjectError, Objects};
+use objects::{Form, ObjectError, Objects, Sync};
+use rows::{SCHEMA, SELECT, add, begin, by_id, current_of, describe, forget, migrate, set_current, snapshot};
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +93,14 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// See the message.
+    #[error("`{}` was not kept, nor were the others of its batch: {why}", path.display())]
+    Together {
+        /// The file.
+        path: PathBuf,
+        /// What happened to all of them.
+        why: String,
+    },
+    /// See the message.
     #[error("there is no snapshot {id}: `grace snapshots` lists them")]
     NoSuchSnapshot {
         /// Its number.
@@ -107,6 +119,8 @@ pub struct Snapshot {
     pub at: String,
     /// Why it was taken.
     pub reason: String,
+    /// Who took it, or whose change it is; empty where an older agent took it.
+    pub author: String,
     /// True for the version that is kept up now.
     pub current: bool,
     /// Content, owner, mode.
@@ -122,6 +136,8 @@ pub struct Take {
     pub writers: Vec<String>,
     /// Why it is taken; shown to people.
     pub reason: String,
+    /// Who takes it, or whose change it is; shown to people.
+    pub author: String,
 }
 
 /// What [`Store::take`] did.
@@ -151,9 +167,14 @@ impl Store {
     pub fn open(state: &StateDir) -> Result<Self, StoreError> {
         let db = state.db()?;
         db.execute_batch(SCHEMA).map_err(database("create its tables"))?;
-        let objects = Objects::open(state.objects())?;
+        migrate(&db).map_err(database("bring its tables up to date"))?;
+        let objects = Objects::open(state.objects(), state.path())?;
         let this = Self { objects, changing: Mutex::new(()), db: Mutex::new(db) };
         this.drop_doomed()?;
+        // An older agent kept them in the open, or a crash came in between. Nothing else is worse for it.
+        if let Err(err) = this.seal_secrets() {
+            tracing::error!(%err, "contents of secrets lie unsealed in the state folder");
+        }
         Ok(this)
     }
 
@@ -164,11 +185,25 @@ impl Store {
     /// Where the file is not a regular one of at most [`MAX_CONTENT`], cannot be read, or keeps changing, and where
     /// the store cannot write. Nothing is added then.
     pub fn take(&self, path: &Path, take: Take) -> Result<Taken, StoreError> {
+        self.take_from(path, path, take)
+    }
+
+    /// Keeps the file at `from` as a version of `path`, and makes that its current one: what a restore displaced becomes
+    /// known-good.
+    ///
+    /// # Errors
+    /// As [`Store::take`], about `from`.
+    pub fn take_from(&self, path: &Path, from: &Path, take: Take) -> Result<Taken, StoreError> {
         let _changing = lock(&self.changing);
-        let (digest, meta, mtime_ns) = self.read_in(path)?;
-        let Take { kind, writers, reason } = take;
+        let Take { kind, writers, reason, author } = take;
+        let (digest, meta, mtime_ns) = self.read_in(from, kind, Sync::Now)?;
         let known = KnownGood { snapshot: 0, digest, meta, mtime_ns, kind, writers };
-        self.add(path, known, &reason)
+        let taken = self.add(path, known, &reason, &author)?;
+        if kind == ContentKind::Secret {
+            // Also what was kept before the file was said to be one.
+            self.seal_secrets()?;
+        }
+        Ok(taken)
     }
 
     /// The current version of every owned file, by path.
@@ -222,7 +257,35 @@ impl Store {
     /// # Errors
     /// As SQLite says it.
     pub fn describe(&self, id: u64, kind: ContentKind, writers: &[String]) -> Result<(), StoreError> {
-        describe(&lock(&self.db), id, kind, writers).map_err(database("change how the file is owned"))
+        let _changing = lock(&self.changing);
+        describe(&lock(&self.db), id, kind, writers).map_err(database("change how the file is owned"))?;
+        if kind == ContentKind::Secret { self.seal_secrets().map(drop) } else { Ok(()) }
+    }
+
+    /// Whether the files of this watched folder were once taken over.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn is_adopted(&self, pattern: &str) -> Result<bool, StoreError> {
+        lock(&self.db)
+            .query_row("SELECT EXISTS (SELECT 1 FROM folders WHERE pattern = ?1)", [pattern], |row| {
+                row.get(0)
+            })
+            .map_err(database("look for a watched folder"))
+    }
+
+    /// Remembers that the files of this watched folder were taken over: what is not owned from now on is new.
+    ///
+    /// # Errors
+    /// As SQLite says it.
+    pub fn adopt(&self, pattern: &str) -> Result<(), StoreError> {
+        lock(&self.db)
+            .execute(
+                "INSERT OR IGNORE INTO folders (pattern, at) VALUES (?1, ?2)",
+                [pattern, &clock::wall_rfc3339()],
+            )
+            .map(drop)
+            .map_err(database("keep a watched folder"))
     }
 
     /// Does not own `path` any more: drops its versions, and the contents that no other version needs. Says how many
@@ -250,8 +313,8 @@ impl Store {
     /// A content, opened for reading. It is not checked: whoever copies it compares the digest.
     ///
     /// # Errors
-    /// Where it is missing or cannot be opened.
-    pub fn read(&self, digest: &Digest) -> Result<File, ObjectError> {
+    /// Where it is missing, or cannot be opened or unsealed.
+    pub fn read(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, ObjectError> {
         self.objects.read(digest)
     }
 
@@ -264,7 +327,7 @@ impl Store {
     }
 
     /// Copies the content of `path` into the object store, together with a state that it had at one moment.
-    fn read_in(&self, path: &Path) -> Result<(Digest, Meta, i64), StoreError> {
+    fn read_in(&self, path: &Path, kind: ContentKind, sync: Sync) -> Result<(Digest, Meta, i64), StoreError> {
         let failed = |source: std::io::Error| StoreError::Read { path: path.to_owned(), source };
         let parent = Parent::open(path)?;
         let (mut file, mut before) = match parent.entry() {
@@ -281,7 +344,7 @@ impl Store {
             if meta.size > MAX_CONTENT {
                 return Err(StoreError::TooLarge { path: path.to_owned(), size: meta.size });
             }
-            let mut incoming = self.objects.begin()?;
+            let mut incoming = self.objects.begin(Form::of(kind, meta.size))?;
             let mut refused = None;
             let read = each_block(&mut file, meta.size, meta.size + 1, |block| {
                 incoming.write(block).map_err(|err| {
@@ -295,7 +358,7 @@ impl Store {
             let read = read.map_err(failed)?;
             let after = fstat(&file).map_err(|errno| failed(errno.into()))?;
             if read == meta.size && file_meta::same(&before, &after) {
-                return Ok((incoming.keep()?, meta, file_meta::mtime_ns(&after)));
+                return Ok((incoming.keep(sync)?, meta, file_meta::mtime_ns(&after)));
             }
             before = after;
             file.rewind().map_err(failed)?;
@@ -303,27 +366,44 @@ impl Store {
         Err(StoreError::Changing { path: path.to_owned() })
     }
 
-    fn add(&self, path: &Path, known: KnownGood, reason: &str) -> Result<Taken, StoreError> {
+    /// Seals every content of a file that is, or was, a secret; says how many lay there in the open.
+    fn seal_secrets(&self) -> Result<usize, StoreError> {
+        let doing = "list the secrets";
+        let secret = serde_json::to_string(&ContentKind::Secret).unwrap_or_default();
+        let digests: Vec<String> = {
+            let db = lock(&self.db);
+            let mut statement = db
+                .prepare_cached(
+                    "SELECT DISTINCT digest FROM snapshots
+                     WHERE path IN (SELECT path FROM snapshots WHERE kind = ?1)",
+                )
+                .map_err(database(doing))?;
+            let rows = statement.query_map([secret], |row| row.get(0));
+            rows.and_then(Iterator::collect).map_err(database(doing))?
+        };
+        let mut sealed = 0;
+        for digest in digests.into_iter().map(Digest) {
+            if matches!(self.objects.form(&digest)?, Some(Form::Plain | Form::Packed)) {
+                match self.objects.seal(&digest) {
+                    Ok(()) => sealed += 1,
+                    // The scrub tells of it; a damaged one has no secret to give away that it had not before.
+                    Err(ObjectError::Damaged { .. } | ObjectError::Missing { .. }) => {}
+                    Err(err) => return Err(err.into()),
+                }
+            }
+        }
+        Ok(sealed)
+    }
+
+    fn add(&self, path: &Path, known: KnownGood, reason: &str, author: &str) -> Result<Taken, StoreError> {
         let doing = "keep the snapshot";
         let mut db = lock(&self.db);
         let tx = begin(&mut db).map_err(database(doing))?;
-        if let Some(snapshot) = current_of(&tx, path).map_err(database(doing))? {
-            let now = &snapshot.known;
-            // The time of change is not part of it: the same state again is not a new version.
-            let same = (&now.digest, &now.meta, now.kind, &now.writers)
-                == (&known.digest, &known.meta, known.kind, &known.writers);
-            if same {
-                return Ok(Taken { snapshot, added: false });
-            }
+        let taken = add(&tx, path, known, reason, author).map_err(database(doing))?;
+        if taken.added {
+            tx.commit().map_err(database(doing))?;
         }
-        let at = clock::wall_rfc3339();
-        let id = insert(&tx, path, &at, reason, &known).map_err(database(doing))?;
-        set_current(&tx, path, id).map_err(database(doing))?;
-        tx.commit().map_err(database(doing))?;
-        let known = KnownGood { snapshot: id, ..known };
-        let snapshot =
-            Snapshot { id, path: path.to_owned(), at, reason: reason.to_owned(), current: true, known };
-        Ok(Taken { snapshot, added: true })
+        Ok(taken)
     }
 
     /// Removes the contents that `forget` marked. The marks make sure that a crash in between leaves none behind.
@@ -355,91 +435,6 @@ impl Store {
     }
 }
 
-fn current_of(db: &Connection, path: &Path) -> rusqlite::Result<Option<Snapshot>> {
-    db.prepare_cached(&format!("{SELECT} WHERE c.path = ?1"))?
-        .query_row([path.as_os_str().as_bytes()], snapshot)
-        .optional()
-}
-
-fn by_id(db: &Connection, id: u64) -> rusqlite::Result<Option<Snapshot>> {
-    let Ok(id) = i64::try_from(id) else { return Ok(None) };
-    db.query_row(&format!("{SELECT} WHERE s.id = ?1"), [id], snapshot).optional()
-}
-
-fn insert(
-    tx: &Transaction<'_>,
-    path: &Path,
-    at: &str,
-    reason: &str,
-    known: &KnownGood,
-) -> rusqlite::Result<u64> {
-    let meta = serde_json::to_string(&known.meta).map_err(unfit)?;
-    let kind = serde_json::to_string(&known.kind).map_err(unfit)?;
-    let writers = serde_json::to_string(&known.writers).map_err(unfit)?;
-    tx.execute(
-        "INSERT INTO snapshots (path, at, reason, digest, mtime_ns, meta, kind, writers)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![path.as_os_str().as_bytes(), at, reason, known.digest.0, known.mtime_ns, meta, kind, writers],
-    )?;
-    Ok(u64::try_from(tx.last_insert_rowid()).unwrap_or_default())
-}
-
-fn set_current(tx: &Transaction<'_>, path: &Path, id: u64) -> rusqlite::Result<()> {
-    let id = i64::try_from(id).unwrap_or(i64::MAX);
-    tx.execute(
-        "INSERT OR REPLACE INTO owned (path, id) VALUES (?1, ?2)",
-        params![path.as_os_str().as_bytes(), id],
-    )?;
-    Ok(())
-}
-
-fn describe(db: &Connection, id: u64, kind: ContentKind, writers: &[String]) -> rusqlite::Result<()> {
-    let kind = serde_json::to_string(&kind).map_err(unfit)?;
-    let writers = serde_json::to_string(writers).map_err(unfit)?;
-    let id = i64::try_from(id).unwrap_or(i64::MAX);
-    db.execute(
-        "UPDATE snapshots SET kind = ?2, writers = ?3 WHERE id = ?1 AND (kind <> ?2 OR writers <> ?3)",
-        params![id, kind, writers],
-    )?;
-    Ok(())
-}
-
-fn forget(tx: &Transaction<'_>, path: &Path) -> rusqlite::Result<usize> {
-    let path = path.as_os_str().as_bytes();
-    tx.execute("INSERT OR IGNORE INTO doomed SELECT digest FROM snapshots WHERE path = ?1", [path])?;
-    tx.execute("DELETE FROM owned WHERE path = ?1", [path])?;
-    tx.execute("DELETE FROM snapshots WHERE path = ?1", [path])
-}
-
-fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
-    let json = |column: &str| row.get::<_, String>(column);
-    let id = row.get::<_, i64>("id")?.unsigned_abs();
-    Ok(Snapshot {
-        id,
-        path: PathBuf::from(std::ffi::OsString::from_vec(row.get("path")?)),
-        at: row.get("at")?,
-        reason: row.get("reason")?,
-        current: row.get("current")?,
-        known: KnownGood {
-            snapshot: id,
-            digest: Digest(row.get("digest")?),
-            mtime_ns: row.get("mtime_ns")?,
-            meta: serde_json::from_str(&json("meta")?).map_err(unfit)?,
-            kind: serde_json::from_str(&json("kind")?).map_err(unfit)?,
-            writers: serde_json::from_str(&json("writers")?).map_err(unfit)?,
-        },
-    })
-}
-
-fn unfit(err: serde_json::Error) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(err))
-}
-
-/// The write lock at once: a transaction that reads first and writes later can be refused in the middle.
-fn begin(db: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
-    db.transaction_with_behavior(TransactionBehavior::Immediate)
-}
-
 fn database(doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| StoreError::Database { doing, source }
 }
@@ -448,21 +443,6 @@ fn database(doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Paths are bytes. AUTOINCREMENT: a number is never used again, so one in an old journal cannot mean a new version.
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS snapshots (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL,
-    digest TEXT NOT NULL, mtime_ns INTEGER NOT NULL, meta TEXT NOT NULL, kind TEXT NOT NULL, writers TEXT NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS snapshots_path ON snapshots (path, id);
-CREATE INDEX IF NOT EXISTS snapshots_digest ON snapshots (digest);
-CREATE TABLE IF NOT EXISTS owned (
-    path BLOB PRIMARY KEY, id INTEGER NOT NULL REFERENCES snapshots (id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS owned_id ON owned (id);
-CREATE TABLE IF NOT EXISTS doomed (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
-";
 
 /// The current versions in the state folder `folder`, read without becoming its owner: for when no agent runs. None where
 /// there is no such folder.
@@ -484,9 +464,6 @@ pub fn peek(folder: &Path) -> Result<Vec<Snapshot>, StoreError> {
     let rows = query.query_map([], snapshot).map_err(database(doing))?;
     rows.collect::<Result<_, _>>().map_err(database(doing))
 }
-
-const SELECT: &str = "
-SELECT s.*, c.id IS NOT NULL AS current FROM snapshots s LEFT JOIN owned c ON c.path = s.path AND c.id = s.id";
 
 /// How often a file that changes while it is read is read.
 const TRIES: u32 = 3;

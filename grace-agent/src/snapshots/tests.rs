@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use proptest::prelude::*;
+use rusqlite::params;
 
 use super::*;
 
@@ -64,8 +65,12 @@ fn a_version_is_kept_with_all_that_is_needed_to_put_it_back() {
     let scene = scene();
     let path = scene.file("a.conf", b"one");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o4750)).unwrap();
-    let take =
-        Take { kind: ContentKind::Secret, writers: vec!["/usr/bin/dpkg".into()], reason: "why".into() };
+    let take = Take {
+        kind: ContentKind::Secret,
+        writers: vec!["/usr/bin/dpkg".into()],
+        reason: "why".into(),
+        author: "who".into(),
+    };
     let taken = scene.store.take(&path, take).unwrap();
     assert!(taken.added);
     let scene = scene.reopened();
@@ -77,7 +82,9 @@ fn a_version_is_kept_with_all_that_is_needed_to_put_it_back() {
     let meta = fs::metadata(&path).unwrap();
     assert_eq!(kept.known.mtime_ns, meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
     assert_eq!(content(&scene.store, &kept.known.digest), b"one");
-    assert_eq!(fs::metadata(scene.object(&kept.known.digest)).unwrap().mode() & 0o7777, 0o400);
+    assert_eq!(kept.author, "who");
+    let sealed = scene.object(&kept.known.digest).with_extension("age");
+    assert_eq!(fs::metadata(sealed).unwrap().mode() & 0o7777, 0o400);
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn a_damaged_object_is_named_and_the_next_snapshot_heals_it() {
 fn a_digest_that_is_none_reads_nothing() {
     let scene = scene();
     for bad in ["", "../../../etc/passwd", &"A".repeat(64), &"/".repeat(64)] {
-        let err = scene.store.read(&Digest(bad.into())).unwrap_err();
+        let err = scene.store.read(&Digest(bad.into())).err().unwrap();
         assert!(matches!(err, ObjectError::NotADigest { .. }), "{err:?}");
     }
 }
@@ -186,6 +193,47 @@ fn left_overs_of_a_crash_are_cleared_at_the_next_start() {
     let scene = scene.reopened();
     assert!(!scene.state.objects().join("incoming-0123").exists());
     assert_eq!(scene.objects(), BTreeSet::from([digest.0]));
+}
+
+/// The tables as the first version made them, and contents in the open.
+#[test]
+fn the_state_folder_of_an_older_agent_is_brought_up_to_date() {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let state = StateDir::open(&dir.path().join("state")).unwrap();
+    let content = "hunter2 ".repeat(2000);
+    let digest = crate::sha256::of_bytes(content.as_bytes());
+    let folder = state.objects().join(&digest.0[..2]);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(&digest.0), &content).unwrap();
+    let db = state.db().unwrap();
+    db.execute_batch(
+        "CREATE TABLE snapshots (
+             id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL,
+             digest TEXT NOT NULL, mtime_ns INTEGER NOT NULL, meta TEXT NOT NULL, kind TEXT NOT NULL, writers TEXT NOT NULL
+         ) STRICT;
+         CREATE TABLE owned (path BLOB PRIMARY KEY, id INTEGER NOT NULL REFERENCES snapshots (id)) STRICT, WITHOUT ROWID;
+         CREATE TABLE doomed (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;",
+    )
+    .unwrap();
+    let meta = format!("{{\"size\":{},\"mode\":384,\"uid\":0,\"gid\":0}}", content.len());
+    db.execute(
+        "INSERT INTO snapshots (path, at, reason, digest, mtime_ns, meta, kind, writers)
+         VALUES (?1, '2026-01-02T03:04:05.000006Z', 'why', ?2, 0, ?3, '\"secret\"', '[]')",
+        params![b"/etc/token", digest.0, meta],
+    )
+    .unwrap();
+    db.execute("INSERT INTO owned VALUES (?1, 1)", [b"/etc/token"]).unwrap();
+    // Before the new agent came by, and after.
+    assert_eq!(peek(state.path()).unwrap()[0].author, "");
+    for _ in 0..2 {
+        let store = Store::open(&state).unwrap();
+        let owned = store.current().unwrap();
+        assert_eq!((owned.len(), owned[0].author.as_str(), owned[0].reason.as_str()), (1, "", "why"));
+        assert_eq!(content, String::from_utf8(super::tests::content(&store, &digest)).unwrap());
+        let names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(names, [format!("{digest}.age")], "a secret that lay in the open is sealed");
+    }
 }
 
 #[test]

@@ -20,11 +20,12 @@ use rustix::time::Timespec;
 
 use super::ebpf::{Probes, kernel_dev};
 use super::fanotify::Change;
+use super::folders::{Folder, Folders, Stranger};
 use super::inode::{Identity, Mounts};
 use super::look::look;
 use super::mapped::{is_mapped_by, sole_mapper};
 use super::marks::Marks;
-use super::who::actor;
+use super::who::{actor, lineage};
 use crate::api::view::{Health, SourceView};
 use crate::clock;
 use crate::event::{Actor, Event, Inferred, Kind, Timestamp, Via};
@@ -63,6 +64,9 @@ enum Message {
     Own(PathBuf, Box<KnownGood>),
     Forget(PathBuf),
     Look(PathBuf),
+    /// What [`Files::rest`] began has ended.
+    Rested(PathBuf),
+    Folders(Vec<Folder>),
     Dirty(FileDirty),
     Stop,
 }
@@ -74,6 +78,19 @@ pub struct Files {
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+/// While it lives, what is at a file is not reported: see [`Files::rest`].
+pub struct Rest {
+    files: Files,
+    path: PathBuf,
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.files.send(Message::Rested(std::mem::take(&mut self.path)));
+    }
 }
 
 impl Files {
@@ -93,9 +110,23 @@ impl Files {
         self.send(Message::Forget(path.to_owned()));
     }
 
+    /// Reports nothing of `path` until the answer is dropped, and then looks: somebody puts another version there and
+    /// says last ([`Files::own`]) that it is the known-good one.
+    #[must_use]
+    pub fn rest(&self, path: &Path) -> Rest {
+        self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.to_owned());
+        Rest { files: self.clone(), path: path.to_owned() }
+    }
+
     /// Looks at `path` now.
     pub fn look(&self, path: &Path) {
         self.send(Message::Look(path.to_owned()));
+    }
+
+    /// Watches these folders from now on, and no others: what lies there and is not owned is told. After the files in
+    /// them are owned.
+    pub fn watch_folders(&self, folders: Vec<Folder>) {
+        self.send(Message::Folders(folders));
     }
 
     /// The dirty probe saw something.
@@ -132,7 +163,14 @@ pub fn start(
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let health = Arc::new(Mutex::new(Vec::new()));
     let lost = Arc::new(Mutex::new(BTreeMap::new()));
-    let files = Files { tell, wake: Arc::clone(&wake), health: Arc::clone(&health), lost: Arc::clone(&lost) };
+    let resting = Arc::new(Mutex::new(BTreeSet::new()));
+    let files = Files {
+        tell,
+        wake: Arc::clone(&wake),
+        health: Arc::clone(&health),
+        lost: Arc::clone(&lost),
+        resting: Arc::clone(&resting),
+    };
     let mounts = Mounts::open().inspect_err(|err| {
         tracing::warn!(%err, "the mount table cannot be read: the dirty probe is of no use, and mounts over files wait for the sweep");
     });
@@ -147,6 +185,8 @@ pub fn start(
         tells_who: rustix::process::geteuid().is_root(),
         files: BTreeMap::new(),
         by_inode: BTreeMap::new(),
+        folders: Folders::default(),
+        resting,
         lost,
         sweep,
         next_sweep: clock::boottime().after(sweep),
@@ -217,6 +257,9 @@ struct Watcher {
     files: BTreeMap<PathBuf, Watched>,
     /// One inode can be several owned files: hard links.
     by_inode: BTreeMap<InodeKey, BTreeSet<PathBuf>>,
+    folders: Folders,
+    /// Files of which nothing is reported just now.
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
@@ -245,6 +288,13 @@ impl Watcher {
                 for watched in self.files.values_mut() {
                     watched.due.insert((now, via_rank(Via::Sweep)));
                 }
+                self.sweep_folders();
+            }
+            if self.folders.next().is_some_and(|at| at <= now) {
+                let before = self.folders.marked.clone();
+                let files = &self.files;
+                let came = self.folders.due(now, |path| files.contains_key(path));
+                self.tell_strangers(came, Via::Look, &before);
             }
             self.look_at_due();
         }
@@ -256,6 +306,7 @@ impl Watcher {
             .files
             .values()
             .filter_map(|w| w.due.first().map(|(at, _)| (*at).max(w.rest_until)))
+            .chain(self.folders.next())
             .min()
             .map_or(self.next_sweep, |at| at.min(self.next_sweep));
         let timeout = next.since(clock::boottime());
@@ -278,6 +329,14 @@ impl Watcher {
     }
 
     fn hear(&mut self, change: Change, via: Via) {
+        if let Change::Entry { path, pid } = &change
+            && self.folders.concerns(path)
+            && !self.files.contains_key(path)
+            && *pid != std::process::id()
+        {
+            let writer = self.suspect(*pid).map(|suspect| suspect.actor);
+            self.folders.hint(path, writer, clock::boottime());
+        }
         match change {
             Change::Entry { path, pid } if self.marks.on_the_way(&path) => self.moved(&path, pid, via),
             Change::Folder { path, pid } => self.moved(&path, pid, via),
@@ -304,11 +363,42 @@ impl Watcher {
     /// Whom a mark named: none where it is this program, or not known.
     fn suspect(&self, pid: u32) -> Option<Suspect> {
         (pid != std::process::id() && pid != 0).then(|| Suspect {
-            actor: actor(self.probes.as_deref(), pid, None),
+            actor: self.with_lineage(actor(self.probes.as_deref(), pid, None)),
             at: clock::boottime(),
             sure: true,
             told_after: true,
         })
+    }
+
+    /// With what started it: a package manager's script is the package manager.
+    fn with_lineage(&self, actor: Actor) -> Actor {
+        Actor { lineage: lineage(self.probes.as_deref(), &actor), ..actor }
+    }
+
+    /// Looks at all watched folders.
+    fn sweep_folders(&mut self) {
+        let before = self.folders.marked.clone();
+        let files = &self.files;
+        let found = self.folders.sweep(|path| files.contains_key(path));
+        self.tell_strangers(found, Via::Sweep, &before);
+    }
+
+    /// Tells of what lies in watched folders and is not owned. `before`: which folders were watched.
+    fn tell_strangers(&mut self, strangers: Vec<Stranger>, via: Via, before: &BTreeSet<PathBuf>) {
+        let now_watched = self.folders.marked.clone();
+        for folder in now_watched.difference(before) {
+            self.marks.add_folder(folder);
+        }
+        for folder in before.difference(&now_watched) {
+            self.marks.remove_folder(folder);
+        }
+        let changed = !strangers.is_empty() || now_watched != *before;
+        for Stranger { path, pattern, what, writers, writer } in strangers {
+            self.send(Kind::FileUnowned { path, pattern, what, writer, writers, via });
+        }
+        if changed {
+            self.tell_health();
+        }
     }
 
     /// Something was mounted or unmounted: what lies at a path may be another object now. Who did it is not told.
@@ -348,6 +438,7 @@ impl Watcher {
         let now = clock::boottime();
         match message {
             Message::Own(path, known) => {
+                self.folders.owned(&path);
                 let due = BTreeSet::from([(now, via_rank(Via::Look))]);
                 if let Some(watched) = self.files.get_mut(&path) {
                     watched.known = *known;
@@ -376,6 +467,19 @@ impl Watcher {
                 self.tell_health();
             }
             Message::Forget(path) => self.forget(&path),
+            Message::Rested(path) => {
+                self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&path);
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.due.insert((now, via_rank(Via::Look)));
+                }
+            }
+            Message::Folders(folders) => {
+                self.folders.set(folders);
+                self.sweep_folders();
+                // What came before its folder was watched.
+                self.sweep_folders();
+                self.tell_health();
+            }
             Message::Look(path) => {
                 if let Some(watched) = self.files.get_mut(&path) {
                     watched.due.insert((now, via_rank(Via::Look)));
@@ -394,7 +498,9 @@ impl Watcher {
                             && (w.at >= watched.right_at || w.actor.pid == record.task.tgid)
                     };
                     if !watched.writer.as_ref().is_some_and(open) {
-                        let actor = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
+                        let probes = self.probes.as_deref();
+                        let actor = actor(probes, record.task.tgid, Some(&record.task));
+                        let actor = Actor { lineage: lineage(probes, &actor), ..actor };
                         // A name that is lost is a change by itself; a dirty inode may have been read only.
                         let sure = record.flags & (FLAG_RENAMED | FLAG_UNLINKED) != 0;
                         watched.writer = Some(Suspect { actor, at: now, sure, told_after: false });
@@ -596,6 +702,9 @@ impl Watcher {
             }
         }
         watched.waits_since = None;
+        if self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(path) {
+            return;
+        }
         watched.reported = Some(state.clone());
         // Only content can be changed through a mapping, and only the object's that was there all along.
         let content =
@@ -648,8 +757,13 @@ impl Watcher {
             state: Health::Ok,
             detail: format!("every file every {}", humantime::format_duration(self.sweep)),
         };
+        let folders = self.folders.health().map(|(detail, left_out)| SourceView {
+            name: "folders".into(),
+            state: if left_out { Health::Degraded } else { Health::Ok },
+            detail,
+        });
         *self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            vec![fanotify, inotify, sweep];
+            [fanotify, inotify, sweep].into_iter().chain(folders).collect();
     }
 }
 

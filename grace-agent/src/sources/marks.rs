@@ -92,6 +92,16 @@ impl Marks {
         }
     }
 
+    /// Watches the entries of `folder`, and the way to it, as if a file in it were owned.
+    pub(super) fn add_folder(&mut self, folder: &Path) {
+        self.add(&folder.join(ANY));
+    }
+
+    /// Takes [`Marks::add_folder`] back.
+    pub(super) fn remove_folder(&mut self, folder: &Path) {
+        self.remove(&folder.join(ANY));
+    }
+
     /// Does not watch `file` and the way to it any more.
     pub(super) fn remove(&mut self, file: &Path) {
         if let Some(fanotify) = &mut self.fanotify {
@@ -221,6 +231,12 @@ impl Marks {
         self.inotify.watch_folder(folder, entries)
     }
 }
+
+/// Stands for the files of a watched folder. No file can have the name: it is one byte too long.
+const ANY: &str = match std::str::from_utf8(&[b'*'; 256]) {
+    Ok(name) => name,
+    Err(_) => "*",
+};
 
 /// Nothing is there, or no folder.
 fn absent(err: &io::Error) -> bool {

@@ -6,6 +6,7 @@ pub mod ebpf;
 pub mod endpoints;
 pub mod fanotify;
 pub mod files;
+pub mod folders;
 pub mod git;
 pub mod gpu;
 pub mod history;

@@ -45,8 +45,48 @@ pub fn actor(probes: Option<&Probes>, pid: u32, task: Option<&Task>) -> Actor {
         cgroup: cgroup_now.or_else(|| seen_task.map(|t| format!("cgroup id {:#x}", t.cgroup))),
         ppid: seen.map(|p| p.ppid).or_else(|| field("PPid").filter(|_| agrees)?.parse().ok()),
         inferred: None,
+        lineage: Vec::new(),
     }
 }
+
+/// What started `of`, and what started that: executables and scripts, the nearest first. Its own script, if it is one,
+/// comes before them.
+#[must_use]
+pub fn lineage(probes: Option<&Probes>, of: &Actor) -> Vec<String> {
+    let seen = |pid: u32| probes.and_then(|p| p.proc(pid));
+    let script = |seen: Option<Proc>, exe: Option<&str>| {
+        // As the caller of execve(2) wrote it: of a script it names the script, where exe names its interpreter.
+        seen.map(|p| text(&p.path)).filter(|path| path.starts_with('/') && Some(path.as_str()) != exe)
+    };
+    let mut child = seen(of.pid);
+    let mut out: Vec<String> = script(child, of.exe.as_deref()).into_iter().collect();
+    let mut next = of.ppid;
+    for _ in 0..ANCESTORS {
+        let Some(pid) = next.filter(|pid| *pid > 1) else { break };
+        let parent = seen(pid);
+        // A parent is older than its child; a younger one got the number later.
+        if parent.zip(child).is_some_and(|(parent, child)| parent.start_ns > child.start_ns) {
+            break;
+        }
+        let proc = Path::new("/proc").join(pid.to_string());
+        let exe = fs::read_link(proc.join("exe")).ok();
+        let exe = exe.map(|p| p.to_string_lossy().trim_end_matches(" (deleted)").to_owned());
+        let ppid_now = || {
+            let stat = read(&proc.join("stat"))?;
+            // Behind the name, which may hold anything: state, then the parent.
+            stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+        };
+        next = parent.map(|p| p.ppid).or_else(ppid_now);
+        let script = script(parent, exe.as_deref());
+        out.extend(exe);
+        out.extend(script);
+        child = parent;
+    }
+    out
+}
+
+/// So many ancestors of a process are looked at.
+const ANCESTORS: usize = 16;
 
 /// A small file of /proc in one read: they have no size that a growing buffer could go by.
 fn read(path: &Path) -> Option<String> {

@@ -71,6 +71,7 @@ impl ModelIntegrity {
     #[must_use]
     pub fn new(settings: config::ModelIntegrity) -> Self {
         let terms = Terms {
+            package_managers: Vec::new(),
             conflict_count: settings.conflict_count,
             conflict_window: settings.conflict_window.get(),
             title: "Find out why a model's weights keep changing, and make one side own them",

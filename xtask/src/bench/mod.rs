@@ -18,6 +18,7 @@ mod ring;
 mod scan;
 mod start;
 mod stats;
+mod store;
 mod syscall;
 mod write;
 
@@ -76,6 +77,8 @@ enum Name {
     Records,
     /// How many source files a second are checked for syntax errors
     Scan,
+    /// Snapshots and their verification; a thousand files changed at once
+    Store,
 }
 
 /// What every benchmark needs to know.
@@ -124,6 +127,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Ring => ring::measure(&bench),
             Name::Records => records::measure(&bench),
             Name::Scan => scan::measure(&bench),
+            Name::Store => store::measure(&bench),
         };
         match table {
             Ok(mut table) => {
