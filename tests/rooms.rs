@@ -113,7 +113,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
+    ("api", &["action", "api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
     (
         "cli",
         &[

@@ -12,7 +12,7 @@ use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::{Duties, Notes};
 use super::{declare, degraded, pauses};
-use crate::actions::start_process;
+use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
     ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
@@ -79,7 +79,9 @@ impl Agent {
             detail: if specs == 0 {
                 "no [[process]] declared".into()
             } else {
-                format!("{specs} declared, by pidfd")
+                let groups = self.executor.cgroups.describe();
+                let groups = groups.unwrap_or_else(|why| format!("no cgroups of their own ({why})"));
+                format!("{specs} declared, by pidfd; {groups}")
             },
         });
         out.push(self.executor.followed.health());
@@ -248,6 +250,7 @@ impl Control for Agent {
                     syscalls: more.calls,
                     pid: running.map(|r| r.0),
                     since: running.map(|r| clock::rfc3339(r.1)),
+                    shed: shed_load::taken(&executor.running, &name).and_then(|taken| taken.step()),
                     restarts: lock(&executor.starts).get(&name).map_or(0, |n| n.saturating_sub(1)),
                     name,
                 }
@@ -464,15 +467,16 @@ impl Control for Agent {
                 name.escape_debug()
             )));
         }
-        if lock(&self.executor.specs).remove(name).is_none() {
+        if lock(&self.executor.templates).remove(name).is_none() {
             return Err(ControlError::NotFound(format!("no process `{}` is declared", name.escape_debug())));
         }
-        self.executor.send(Kind::ProcessForgotten { name: name.to_owned() });
         self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
+        self.executor.forget_scale(name);
+        let mut stopped = Ok(());
+        for name in self.executor.replicas_of(name) {
+            stopped = stopped.and(self.executor.disown(&name, true));
+        }
         self.admit_senders();
-        let stopped = self.executor.stop(name);
-        self.executor.followed.forget(name);
-        start_process::forget(name, &self.executor.running);
         stopped.map_err(ControlError::Failed)
     }
 
