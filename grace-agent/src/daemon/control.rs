@@ -454,6 +454,10 @@ impl Control for Agent {
         if lock(&self.executor.specs).contains_key(&process.name) {
             return Err(ControlError::Bad(format!("process `{}` is declared already", process.name)));
         }
+        if let Some(name) = process.after.iter().find(|name| !lock(&self.executor.specs).contains_key(*name)) {
+            let name = name.escape_debug();
+            return Err(ControlError::Bad(format!("after: no process `{name}` is declared")));
+        }
         self.journal.note("command", format!("process {} declared by uid {}", process.name, peer.uid));
         declare(&self.executor, process);
         self.admit_senders();
