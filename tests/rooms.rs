@@ -117,6 +117,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "actions::own_cgroup",
             "api",
             "cli",
             "clock",

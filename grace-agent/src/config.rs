@@ -21,8 +21,8 @@ mod process;
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
-pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
+pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]

@@ -226,6 +226,18 @@ impl Agent {
             if start == note["start_ticks"].as_u64() {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+            // What it started, and the cgroup itself, once it is empty.
+            if let Some(cgroup) = note["cgroup"].as_str().map(PathBuf::from) {
+                let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+                let began = Instant::now();
+                while fs::remove_dir(&cgroup).is_err()
+                    && cgroup.exists()
+                    && began.elapsed() < Duration::from_secs(5)
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let _ = cgroup.parent().map(fs::remove_dir);
+            }
         }
     }
 }

@@ -9,7 +9,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::clock::Stopwatch;
 use crate::sha256;
 use crate::sources::cgroup::mount;
 
@@ -19,6 +21,8 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 /// What a process that is throttled gets of one processor, in microseconds of a period; and its weight against others.
 const CPU_MAX: &str = "20000 100000";
 const LEAST: &str = "1";
+/// How long what was killed may take to be gone.
+const LEFTOVERS: Duration = Duration::from_secs(2);
 /// The share of its memory that it may keep before it is slowed down, in percent.
 const KEEPS: u64 = 90;
 
@@ -59,18 +63,25 @@ impl Cgroups {
                 drop(write(base.join("cgroup.subtree_control"), format!("+{controller}")));
             }
             let path = base.join(name);
+            // A new one each time: into one that was killed once, kernels from 6.15 on start only what is killed, too. One in
+            // which something still runs stays.
+            remove(&path);
             make_folder(&path)?;
             Ok::<_, io::Error>((path.clone(), File::open(path)?.into()))
         };
         make().inspect_err(|err| tracing::warn!(process = name, %err, "has no cgroup of its own")).ok()
     }
 
-    /// Takes the folder of all away, where none is left.
+    /// Takes those away in which nothing runs, and the folder of all where none is left.
     pub fn close(&self) {
-        if let Ok(base) = &self.base {
-            // Processes that run on keep theirs.
-            drop(fs::remove_dir(base));
+        let Ok(base) = &self.base else { return };
+        for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+            // Processes that run on keep theirs; what else is there are the cgroup's own files.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&entry.path());
+            }
         }
+        remove(base);
     }
 }
 
@@ -123,9 +134,9 @@ fn controllers(base: &Path) -> Vec<&'static str> {
 /// one beside its processes'.
 fn step_aside(above: &Path) -> bool {
     let mut value = [0u8; 8];
-    let delegated = ["trusted.delegate", "user.delegate"]
-        .iter()
-        .any(|name| rustix::fs::getxattr(above, *name, &mut value[..]).is_ok_and(|n| n == 1 && value[0] == b'1'));
+    let delegated = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        rustix::fs::getxattr(above, *name, &mut value[..]).is_ok_and(|n| n == 1 && value[0] == b'1')
+    });
     let aside = above.join("grace-agent");
     delegated && make_folder(&aside).is_ok() && write(aside.join("cgroup.procs"), "0").is_ok()
 }
@@ -135,6 +146,23 @@ fn step_aside(above: &Path) -> bool {
 pub fn is_populated(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
     events.lines().any(|line| line == "populated 1")
+}
+
+/// Kills all that runs in the cgroup at `path`, waits until it is gone, and takes the cgroup away. False: something stays.
+#[must_use]
+pub fn clear(path: &Path) -> bool {
+    let began = Stopwatch::start();
+    while is_populated(path) {
+        if let Err(err) = kill(path) {
+            tracing::warn!(cgroup = %path.display(), %err, "not all of it can be killed at once");
+        }
+        if began.elapsed() > LEFTOVERS {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    remove(path);
+    true
 }
 
 /// Kills all that runs in the cgroup at `path`.
@@ -218,9 +246,14 @@ mod tests {
         }
         write("memory.current", "1000000\n");
         let set = throttle(dir.path());
-        assert_eq!(set, ["cpu.max = 20000 100000", "cpu.weight = 1", "io.weight = default 1", "memory.high = 900000"]);
-        assert_eq!(read("memory.high"), "900000");
+        let was = read("memory.high");
+        assert_eq!(
+            set,
+            ["cpu.max = 20000 100000", "cpu.weight = 1", "io.weight = default 1", "memory.high = 900000"]
+        );
+        assert_eq!(was, "900000");
+        // A file keeps the rest of what was longer; a cgroup does not.
         release(dir.path());
-        assert_eq!((read("cpu.max").as_str(), read("memory.high").as_str()), ("max", "max"));
+        assert_eq!((&read("cpu.max")[..3], &read("memory.high")[..3]), ("max", "max"));
     }
 }

@@ -120,8 +120,10 @@ fn fill(command: &[String], arguments: &Arguments) -> Result<Vec<String>, HookEr
         while let Some(at) = rest.find('{') {
             let (before, from) = rest.split_at(at);
             out.push_str(before);
-            let (taken, value) =
-                values.iter().find(|(name, _)| from.starts_with(name)).map_or((1, "{"), |(n, v)| (n.len(), *v));
+            let (taken, value) = values
+                .iter()
+                .find(|(name, _)| from.starts_with(name))
+                .map_or((1, "{"), |(n, v)| (n.len(), *v));
             out.push_str(value);
             rest = &from[taken..];
         }
@@ -155,10 +157,7 @@ impl Running {
                 return Ok(None);
             }
             let left = Timespec::try_from(left).ok();
-            let mut fds = [
-                PollFd::new(&self.pidfd, PollFlags::IN),
-                PollFd::new(&self.reader, PollFlags::IN),
-            ];
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN), PollFd::new(&self.reader, PollFlags::IN)];
             // Once nobody has the other end it is always readable: then only the end is waited for.
             let (ended, readable) = match poll(&mut fds, left.as_ref()) {
                 Ok(_) => (!fds[0].revents().is_empty(), !fds[1].revents().is_empty()),
@@ -204,19 +203,12 @@ impl Running {
 
     /// Ends all of it that still runs.
     fn end(&self) {
-        if let Some(path) = &self.cgroup {
-            if own_cgroup::is_populated(path)
-                && let Err(err) = own_cgroup::kill(path)
-            {
-                tracing::warn!(cgroup = %path.display(), %err, "what a hook started cannot be killed");
-            }
-        }
         // Has ended and was waited for: then it means nobody.
         if rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
             let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
-        if let Some(path) = &self.cgroup {
-            own_cgroup::remove(path);
+        if let Some(path) = self.cgroup.as_ref().filter(|path| !own_cgroup::clear(path)) {
+            tracing::warn!(cgroup = %path.display(), "what a hook started does not end, not even by SIGKILL");
         }
     }
 }
@@ -239,7 +231,8 @@ mod tests {
 
     fn hook(command: &[&str], timeout: Span) -> Hook {
         let command: Vec<String> = command.iter().map(|s| (*s).to_owned()).collect();
-        serde_json::from_value(serde_json::json!({ "name": "h", "command": command, "timeout": timeout })).unwrap()
+        serde_json::from_value(serde_json::json!({ "name": "h", "command": command, "timeout": timeout }))
+            .unwrap()
     }
 
     fn run_it(command: &[&str], timeout: Span, subject: &str) -> Result<String, HookError> {
@@ -251,7 +244,8 @@ mod tests {
     #[test]
     fn arguments_stay_one_each_whatever_is_put_in() {
         let hostile = "queue a b; touch /tmp/x $(id) `id` {replicas} '\"";
-        let said = run_it(&["/usr/bin/printf", "<%s>", "n={replicas}", "{subject}", "{x}"], Span::secs(20), hostile);
+        let said =
+            run_it(&["/usr/bin/printf", "<%s>", "n={replicas}", "{subject}", "{x}"], Span::secs(20), hostile);
         let expected = format!("said: {}", format!("<n=3><{hostile}><{{x}}>").escape_debug());
         assert_eq!(said.unwrap(), expected);
     }
@@ -266,11 +260,15 @@ mod tests {
     #[test]
     fn one_that_fails_says_how_and_one_that_talks_without_end_is_cut_and_killed() {
         let failed = run_it(&["/bin/sh", "-c", "echo no >&2; exit 3"], Span::secs(20), "").unwrap_err();
-        assert!(matches!(&failed, HookError::Failed { status, said } if status.code() == Some(3) && said == "said: no"), "{failed}");
+        assert!(
+            matches!(&failed, HookError::Failed { status, said } if status.code() == Some(3) && said == "said: no"),
+            "{failed}"
+        );
         let endless = run_it(&["/bin/sh", "-c", "yes x & yes y"], Span::millis(300), "").unwrap_err();
         assert!(matches!(&endless, HookError::Timeout { .. }), "{endless}");
         assert!(endless.to_string().len() < 1000);
-        let quiet = run_it(&["/bin/sh", "-c", "exec >&- 2>&-; sleep 100"], Span::millis(300), "").unwrap_err();
+        let quiet =
+            run_it(&["/bin/sh", "-c", "exec >&- 2>&-; sleep 100"], Span::millis(300), "").unwrap_err();
         assert!(matches!(&quiet, HookError::Timeout { .. }), "{quiet}");
     }
 

@@ -192,7 +192,8 @@ fn renice(processes: &Processes, name: &str, nice: i32, io: i32) -> Result<(), S
         let refused = |source| ShedError::Refused { what: "set the priority of", pid, source };
         let raw = raw(pid)?;
         let leads = rustix::process::getpgid(Some(raw)).is_ok_and(|group| group == raw);
-        let done = if leads { setpriority_pgrp(Some(raw), nice) } else { setpriority_process(Some(raw), nice) };
+        let done =
+            if leads { setpriority_pgrp(Some(raw), nice) } else { setpriority_process(Some(raw), nice) };
         done.map_err(|err| refused(err.into()))?;
         let which = if leads { IOPRIO_WHO_PGRP } else { IOPRIO_WHO_PROCESS };
         // SAFETY: ioprio_set(2) takes three integers. Where the kernel has no I/O priorities there are none to set.

@@ -4,7 +4,10 @@
 //! The standard library can neither start into a cgroup nor say the pidfd; moving a process afterwards lets children escape and
 //! costs ten times as much (the kernel waits for a grace period). So clone3(2) is called here, and the child does what
 //! is left with system calls alone.
-#![expect(unsafe_code, reason = "clone3(2) and what its child does have no safe wrapper; each block says why it holds")]
+#![expect(
+    unsafe_code,
+    reason = "clone3(2) and what its child does have no safe wrapper; each block says why it holds"
+)]
 
 use std::ffi::{CString, NulError, c_char};
 use std::fs::File;
@@ -101,7 +104,8 @@ struct Prepared {
 pub fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     let null = File::open("/dev/null")?;
     let (mut reader, writer) = io::pipe()?;
-    let prepared = prepare(program, &null, writer.as_raw_fd()).map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
+    let prepared = prepare(program, &null, writer.as_raw_fd())
+        .map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: CLONE_PIDFD,
@@ -225,6 +229,8 @@ unsafe fn become_program(p: &Prepared) {
                 return;
             }
         }
+        // What the agent was started with and did not close itself. Refused by kernels before 5.11, which then hand it down.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         for (resource, both) in &p.limits {
             let old = 0usize;
             if libc::syscall(libc::SYS_prlimit64, 0, *resource, both.as_ptr(), old) < 0 {
@@ -256,7 +262,8 @@ mod tests {
         let mut out = tempfile::tempfile().unwrap();
         let fd: OwnedFd = out.try_clone().unwrap().into();
         let command: Vec<String> = command.iter().map(|s| (*s).to_owned()).collect();
-        let env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let env: Vec<(String, String)> =
+            env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let spawned = spawn(&Program {
             command: &command,
             env: &env,
@@ -266,7 +273,16 @@ mod tests {
             output: [&fd, &fd],
             cgroup: None,
         })?;
-        assert_eq!(u32::try_from(rustix::process::getpgid(rustix::process::Pid::from_raw(i32::try_from(spawned.pid).unwrap())).unwrap().as_raw_nonzero().get()).unwrap(), spawned.pid);
+        assert_eq!(
+            u32::try_from(
+                rustix::process::getpgid(rustix::process::Pid::from_raw(i32::try_from(spawned.pid).unwrap()))
+                    .unwrap()
+                    .as_raw_nonzero()
+                    .get()
+            )
+            .unwrap(),
+            spawned.pid
+        );
         reap(&spawned.pidfd);
         out.rewind().unwrap();
         let mut text = String::new();

@@ -10,22 +10,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::own_cgroup::{self, Cgroups};
 use super::spawn::{self, Ids, Program, Rlimit, Spawned};
-use crate::clock::Stopwatch;
 use crate::config::Process;
 pub use crate::sources::processes::Started;
 use crate::sources::processes::{StartTicks, pidfd_of, start_ticks};
 
 /// A captured log is cut when it is larger than this, in bytes; as much is kept beside as `NAME.stderr.1`.
 pub const LOG_MAX: u64 = 16 << 20;
-
-/// What an earlier run left in its cgroup may take so long to end.
-const LEFTOVERS: Duration = Duration::from_secs(2);
 
 /// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -100,9 +95,13 @@ pub fn start(process: &Process, place: Place<'_>) -> Result<Started, StartError>
     let [stdout, stderr] = log_files(place.logs, &process.name);
     let output = [open_log(&stdout)?, open_log(&stderr)?];
     let ids = ids(process.user.as_deref(), process.group.as_deref())?;
-    let own = place.cgroups.make(&process.name);
+    let mut own = place.cgroups.make(&process.name);
     if let Some((path, _)) = own.as_ref().filter(|(path, _)| own_cgroup::is_populated(path)) {
-        clear(path)?;
+        tracing::warn!(process = %process.name, "an earlier run left processes behind: they are killed");
+        if !own_cgroup::clear(path) {
+            return Err(StartError::Leftovers(path.clone()));
+        }
+        own = place.cgroups.make(&process.name);
     }
     let limits = limits(process);
     let env = environment(&process.env);
@@ -139,27 +138,12 @@ pub fn start(process: &Process, place: Place<'_>) -> Result<Started, StartError>
     Ok(Started { pid, pidfd, stderr, cgroup })
 }
 
-/// Kills what runs in the cgroup at `path`, and waits until it is gone.
-fn clear(path: &Path) -> Result<(), StartError> {
-    tracing::warn!(cgroup = %path.display(), "an earlier run left processes behind: they are killed");
-    let began = Stopwatch::start();
-    loop {
-        // Again and again: it is empty in the end, or it never will be.
-        drop(own_cgroup::kill(path));
-        if !own_cgroup::is_populated(path) {
-            return Ok(());
-        }
-        if began.elapsed() > LEFTOVERS {
-            return Err(StartError::Leftovers(path.to_owned()));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// The environment of what Grace starts: `own`, and little of its own.
 #[must_use]
 pub fn environment(own: &BTreeMap<String, String>) -> Vec<(String, String)> {
-    let kept = ["PATH", "HOME", "LANG"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
+    let kept = ["PATH", "HOME", "LANG"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
     let mut all: BTreeMap<String, String> = kept.collect();
     all.extend(own.clone());
     all.into_iter().collect()
@@ -181,7 +165,9 @@ fn limits(process: &Process) -> Vec<Rlimit> {
         })
     };
     let limits = process.limits.iter();
-    limits.filter_map(|(name, limit)| Some(Rlimit { resource: number(name)?, value: limit.value() })).collect()
+    limits
+        .filter_map(|(name, limit)| Some(Rlimit { resource: number(name)?, value: limit.value() }))
+        .collect()
 }
 
 /// What became of a process that an earlier agent had started.

@@ -76,10 +76,9 @@ pub fn stop(processes: &Processes, name: &str, how: How, ending: Ending) -> Resu
     }
     if let Some(path) = cgroup.filter(|_| ran) {
         // What it started ends with it.
-        if own_cgroup::is_populated(&path) {
-            kill(&path);
+        if !own_cgroup::clear(&path) {
+            tracing::warn!(cgroup = %path.display(), "not all of it ends, not even by SIGKILL");
         }
-        own_cgroup::remove(&path);
     }
     Ok(ran)
 }

@@ -20,21 +20,19 @@ pub struct Process {
     #[schemars(example = &"worker")]
     pub name: String,
     /// Program (absolute path) and arguments. No shell. With `match_exe`: how to start it again; without it is only watched.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(example = ["/usr/bin/python3", "/srv/app/worker.py"])]
     pub command: Vec<String>,
-    /// A process that somebody else starts is known by the path of its executable; `*` and `?` allowed. The oldest that
+    /// A process that somebody else starts is known by the path of its executable, such as
+    /// `/usr/sbin/nginx`; `*` and `?` allowed. The oldest that
     /// fits is meant.
     #[serde(default)]
-    #[schemars(example = &"/usr/sbin/nginx")]
     pub match_exe: Option<String>,
-    /// And, or instead, by its arguments with spaces between; `*` and `?` allowed.
+    /// And, or instead, by its arguments with spaces between, such as `nginx: master process *`.
     #[serde(default)]
-    #[schemars(example = &"nginx: master process *")]
     pub match_cmdline: Option<String>,
-    /// A systemd unit, which systemd starts and stops for Grace. `worker@` with `replicas`: its instances `worker@1`, ….
+    /// A systemd unit, such as `nginx.service`, which systemd starts and stops for Grace. `worker@` with `replicas`: its instances `worker@1`, ….
     #[serde(default)]
-    #[schemars(example = &"nginx.service")]
     pub unit: Option<String>,
     /// Working folder. Default `/`.
     #[serde(default)]
@@ -219,8 +217,7 @@ fn one() -> u32 {
 const REPLICAS_MAX: u32 = 256;
 
 /// The limits that can be set, as `limits` names them.
-const LIMITS: [&str; 9] =
-    ["nofile", "nproc", "as", "data", "stack", "core", "cpu", "fsize", "memlock"];
+const LIMITS: [&str; 9] = ["nofile", "nproc", "as", "data", "stack", "core", "cpu", "fsize", "memlock"];
 
 /// Number of the signal with this name, with or without `SIG`: those that a program can be asked with (signal(7), x86-64 and
 /// arm64).
@@ -357,9 +354,14 @@ impl Process {
         let patterns = [("match_exe", &self.match_exe), ("match_cmdline", &self.match_cmdline)];
         let matched = patterns.iter().any(|(_, pattern)| pattern.is_some());
         match (matched, &self.unit) {
-            (true, Some(_)) => out.push(&key("unit"), "systemd knows the unit's process: nothing is to be matched"),
+            (true, Some(_)) => {
+                out.push(&key("unit"), "systemd knows the unit's process: nothing is to be matched")
+            }
             (false, Some(_)) if !self.command.is_empty() => {
-                out.push(&key("command"), "must be left out where there is a `unit`: systemd has the command");
+                out.push(
+                    &key("command"),
+                    "must be left out where there is a `unit`: systemd has the command",
+                );
             }
             (true, None) if self.command.is_empty() => {}
             (_, None) => check_command(&mut out, &self.command),
@@ -381,10 +383,17 @@ impl Process {
             if unit.is_empty() || unit.len() > 255 || unit.starts_with('.') || !unit.chars().all(fits) {
                 out.push(&key("unit"), format!("`{}` is not a unit's name", unit.escape_debug()));
             } else if self.scales() != unit.ends_with('@') {
-                out.push(&key("unit"), "replicas are instances of a template: its name ends with `@`, and only then");
+                out.push(
+                    &key("unit"),
+                    "replicas are instances of a template: its name ends with `@`, and only then",
+                );
             }
-            if self.ready.is_some() || self.user.is_some() || !self.limits.is_empty() || self.group.is_some() {
-                out.push(&key("unit"), "systemd knows readiness, user, group and limits of its unit: leave them out here");
+            if self.ready.is_some() || self.user.is_some() || !self.limits.is_empty() || self.group.is_some()
+            {
+                out.push(
+                    &key("unit"),
+                    "systemd knows readiness, user, group and limits of its unit: leave them out here",
+                );
             }
         }
         if let Some(Err(why)) = self.cwd.as_deref().map(check_path) {
@@ -487,9 +496,6 @@ impl Hook {
             None if ["{trigger}", "{subject}", "{firing}"].iter().any(|word| says(word)) => {
                 out.push(&key("command"), "is run for no firing: it has only `{replicas}`");
             }
-            Some(_) if says("{replicas}") && self.scales() => {
-                out.push(&key("trigger"), "and `max_replicas` are two hooks: declare both");
-            }
             _ => {}
         }
         if let Some(Err(err)) = self.subject.as_deref().map(glob::Pattern::new) {
@@ -558,13 +564,14 @@ impl Config {
 }
 
 fn no_signal(name: &str) -> String {
-    format!("`{}` is not one of HUP, INT, QUIT, KILL, USR1, USR2, TERM, CONT, WINCH, PWR", name.escape_debug())
+    format!(
+        "`{}` is not one of HUP, INT, QUIT, KILL, USR1, USR2, TERM, CONT, WINCH, PWR",
+        name.escape_debug()
+    )
 }
 
 fn parse_ready(text: &str) -> Result<Ready, String> {
-    let unknown = || {
-        format!("`{}` is not `notify`, `tcp:ADDRESS:PORT` or `unix:PATH`", text.escape_debug())
-    };
+    let unknown = || format!("`{}` is not `notify`, `tcp:ADDRESS:PORT` or `unix:PATH`", text.escape_debug());
     match text.split_once(':') {
         None if text == "notify" => Ok(Ready::Notify),
         Some(("tcp", address)) => address.parse().map(Ready::Tcp).or_else(|_| Err(unknown())),
@@ -588,7 +595,10 @@ fn check_command(out: &mut Wrongs, command: &[String]) {
     let argument = |i| [Step::Key("command"), Step::Index(i)];
     match command.first() {
         None => {
-            out.push(&[Step::Key("command")], "must not be empty: it starts with the program's absolute path");
+            out.push(
+                &[Step::Key("command")],
+                "must not be empty: it starts with the program's absolute path",
+            );
         }
         Some(program) => {
             if let Err(why) = check_path(Path::new(program)) {
@@ -655,14 +665,17 @@ mod tests {
     #[test]
     fn what_is_right_is_accepted() {
         for right in [
-            process("limits = { nofile = 1024, core = \"unlimited\" }\nready = \"tcp:[::1]:80\"\nstop_signal = \"SIGINT\""),
+            process(
+                "limits = { nofile = 1024, core = \"unlimited\" }\nready = \"tcp:[::1]:80\"\nstop_signal = \"SIGINT\"",
+            ),
             process("replicas = 2\nmax_replicas = 4\nready = \"unix:/run/w\"\nshed_signal = \"USR1\""),
             "[[process]]\nname = \"n\"\nmatch_exe = \"/usr/sbin/nginx\"\nmatch_cmdline = \"*master*\"".into(),
             "[[process]]\nname = \"n\"\nunit = \"nginx.service\"".into(),
             "[[process]]\nname = \"n\"\nunit = \"worker@\"\nmax_replicas = 3".into(),
             process("") + "[[process]]\nname = \"v\"\nafter = [\"w\"]\ncommand = [\"/bin/true\"]",
             hook("max_replicas = 3") + "[[queue]]\nname = \"q\"\nprocess = \"h\"",
-            "[[hook]]\nname = \"h\"\ncommand = [\"/bin/a\", \"{subject}\"]\ntrigger = \"resource_pressure\"".into(),
+            "[[hook]]\nname = \"h\"\ncommand = [\"/bin/a\", \"{subject}\"]\ntrigger = \"resource_pressure\""
+                .into(),
         ] {
             assert_eq!(report(&right), "accepted", "{right}");
         }
@@ -671,17 +684,38 @@ mod tests {
     #[test]
     fn values_are_judged_where_they_stand() {
         for (text, expected) in [
-            (process("limits = { nofiles = 1 }"), "c.toml:4:10: limits: `nofiles` is not one of nofile, nproc, as, data, stack, core, cpu, fsize, memlock"),
-            (process("ready = \"http://x\""), "c.toml:4:9: ready: `http://x` is not `notify`, `tcp:ADDRESS:PORT` or `unix:PATH`"),
+            (
+                process("limits = { nofiles = 1 }"),
+                "c.toml:4:10: limits: `nofiles` is not one of nofile, nproc, as, data, stack, core, cpu, fsize, memlock",
+            ),
+            (
+                process("ready = \"http://x\""),
+                "c.toml:4:9: ready: `http://x` is not `notify`, `tcp:ADDRESS:PORT` or `unix:PATH`",
+            ),
             (process("ready = \"unix:x\""), "c.toml:4:9: ready: `x` is not an absolute path"),
-            (process("stop_signal = \"STOP\""), "c.toml:4:15: stop_signal: `STOP` is not one of HUP, INT, QUIT, KILL, USR1, USR2, TERM, CONT, WINCH, PWR"),
+            (
+                process("stop_signal = \"STOP\""),
+                "c.toml:4:15: stop_signal: `STOP` is not one of HUP, INT, QUIT, KILL, USR1, USR2, TERM, CONT, WINCH, PWR",
+            ),
             (process("after = [\"x\"]"), "c.toml:4:10: after: there is no [[process]] named `x`"),
             (process("after = [\"w\"]"), "c.toml:4:10: after: `w` would wait for itself"),
             (process("max_replicas = 0"), "c.toml:4:16: max_replicas: must not be less than `replicas`"),
-            (process("unit = \"x.service\""), "c.toml:3:11: command: must be left out where there is a `unit`: systemd has the command"),
-            ("[[process]]\nname = \"n\"\nmatch_exe = \"*\"".into(), "c.toml:3:13: match_exe: must say more: every process would fit"),
-            ("[[process]]\nname = \"n\"".into(), "c.toml:1:1: command: must not be empty: it starts with the program's absolute path"),
-            ("[[process]]\nname = \"n\"\nunit = \"w@\"".into(), "c.toml:3:8: unit: replicas are instances of a template: its name ends with `@`, and only then"),
+            (
+                process("unit = \"x.service\""),
+                "c.toml:3:11: command: must be left out where there is a `unit`: systemd has the command",
+            ),
+            (
+                "[[process]]\nname = \"n\"\nmatch_exe = \"*\"".into(),
+                "c.toml:3:13: match_exe: must say more: every process would fit",
+            ),
+            (
+                "[[process]]\nname = \"n\"".into(),
+                "c.toml:1:1: command: must not be empty: it starts with the program's absolute path",
+            ),
+            (
+                "[[process]]\nname = \"n\"\nunit = \"w@\"".into(),
+                "c.toml:3:8: unit: replicas are instances of a template: its name ends with `@`, and only then",
+            ),
             (hook(""), "c.toml:2:8: name: would never be run: it needs `max_replicas` or `trigger`"),
             (hook("trigger = \"nope\""), "c.toml:4:11: trigger: there is no trigger `nope`"),
         ] {

@@ -454,7 +454,8 @@ impl Control for Agent {
         if lock(&self.executor.specs).contains_key(&process.name) {
             return Err(ControlError::Bad(format!("process `{}` is declared already", process.name)));
         }
-        if let Some(name) = process.after.iter().find(|name| !lock(&self.executor.specs).contains_key(*name)) {
+        if let Some(name) = process.after.iter().find(|name| !lock(&self.executor.specs).contains_key(*name))
+        {
             let name = name.escape_debug();
             return Err(ControlError::Bad(format!("after: no process `{name}` is declared")));
         }

@@ -660,7 +660,9 @@ fn adopt_or_start(executor: &Executor, process: &Process, policy: RestartPolicy,
                 tracing::error!(process = %name, %why, "adopted");
             }
             // An earlier agent shed it and did not live to give it back; whether there is pressure is found out anew.
-            if let Some(Err(err)) = taken.map(|taken| shed_load::give_back(&executor.processes, &name, &taken)) {
+            if let Some(Err(err)) =
+                taken.map(|taken| shed_load::give_back(&executor.processes, &name, &taken))
+            {
                 tracing::error!(process = %name, why = %chain(&err), "what was shed cannot be given back");
             }
         }

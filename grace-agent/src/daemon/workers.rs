@@ -191,7 +191,12 @@ impl Executor {
             .filter_map(|other| Some((other.strip_prefix(&of)?.parse().ok()?, other.clone())))
             .collect();
         names.sort_unstable();
-        names.into_iter().rev().map(|(_, name)| name).chain(specs.get_key_value(name).map(|(k, _)| k.clone())).collect()
+        names
+            .into_iter()
+            .rev()
+            .map(|(_, name)| name)
+            .chain(specs.get_key_value(name).map(|(k, _)| k.clone()))
+            .collect()
     }
 
     /// Owns the one process `name` no more, which is ended or runs on.
@@ -314,7 +319,8 @@ impl Executor {
         }
         self.send(Kind::Scaled { name: name.to_owned(), to });
         let began = Stopwatch::start();
-        let missing = || (now + 1..=to).find(|i| self.processes.running(&template.replica(*i).name).is_none());
+        let missing =
+            || (now + 1..=to).find(|i| self.processes.running(&template.replica(*i).name).is_none());
         while let Some(index) = missing() {
             if began.elapsed() > SCALED {
                 failed.push(format!("{} does not run", template.replica(index).name));

@@ -42,7 +42,9 @@ fn fits(wanted: &Match, pid: u32) -> bool {
         Some(text.trim_end().to_owned())
     };
     let is = |pattern: &Option<glob::Pattern>, text: &dyn Fn() -> Option<String>| {
-        pattern.as_ref().is_none_or(|pattern| text().is_some_and(|text| !text.is_empty() && pattern.matches(&text)))
+        pattern
+            .as_ref()
+            .is_none_or(|pattern| text().is_some_and(|text| !text.is_empty() && pattern.matches(&text)))
     };
     is(&wanted.exe, &exe) && is(&wanted.cmdline, &cmdline) && alive(pid)
 }

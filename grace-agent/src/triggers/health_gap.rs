@@ -281,8 +281,7 @@ impl HealthGap {
     /// Starts what waited for something that is up now.
     fn go_on(&mut self, now: Timestamp, out: &mut Vec<Verdict>) {
         let waiting = self.processes.iter().filter(|(_, p)| p.waits != Wait::None);
-        let ready: Vec<String> =
-            waiting
+        let ready: Vec<String> = waiting
             .map(|(name, _)| name)
             .filter(|name| self.lacks(name).is_none() && self.all_declared(name))
             .cloned()
@@ -299,7 +298,10 @@ impl HealthGap {
 
     /// What is down, and needs something that is down, too, is not started before that.
     fn hold_back(&mut self, now: Timestamp, out: &mut Vec<Verdict>) {
-        let down = self.processes.iter().filter(|(_, p)| !p.up && p.waits == Wait::None && !p.needs.after.is_empty());
+        let down = self
+            .processes
+            .iter()
+            .filter(|(_, p)| !p.up && p.waits == Wait::None && !p.needs.after.is_empty());
         let lacking: Vec<(String, String)> =
             down.filter_map(|(name, _)| Some((name.clone(), self.lacks(name)?.clone()))).collect();
         for (name, first) in lacking {

@@ -231,13 +231,7 @@ impl Process {
     }
 
     /// Notices what is missing, or stands still.
-    fn listen(
-        &mut self,
-        name: &str,
-        now: Timestamp,
-        settings: &config::HealthGap,
-        out: &mut Vec<Verdict>,
-    ) {
+    fn listen(&mut self, name: &str, now: Timestamp, settings: &config::HealthGap, out: &mut Vec<Verdict>) {
         if !self.ails.contains(&Ail::Stalled) && self.stalls_at(settings).is_some_and(|at| at <= now) {
             let (doing, said) = (self.stuck.as_ref().map(|s| s.0), self.stall(name, settings, now));
             if let Some(finding) = said {
@@ -652,7 +646,8 @@ impl Process {
 
     /// It is down; what it needs is down, too, and comes first.
     pub(super) fn wait_for(&mut self, name: &str, first: &str, now: Timestamp) -> Option<Verdict> {
-        if self.pid.is_some() || self.since.is_none() || self.waits == Wait::Again || self.needs.watched_only {
+        if self.pid.is_some() || self.since.is_none() || self.waits == Wait::Again || self.needs.watched_only
+        {
             return None;
         }
         self.waits = Wait::Again;
@@ -708,7 +703,8 @@ impl Process {
         if down < STORM {
             return behind;
         }
-        let all = u64::try_from((APART * u32::try_from(down).unwrap_or(u32::MAX)).as_millis()).unwrap_or(u64::MAX);
+        let all =
+            u64::try_from((APART * u32::try_from(down).unwrap_or(u32::MAX)).as_millis()).unwrap_or(u64::MAX);
         behind + Duration::from_millis(scatter(name, self.streak) % all.max(1))
     }
 
@@ -771,7 +767,8 @@ impl Process {
 /// A number that is as good as any, and always the same for the same name and count (FNV-1a).
 fn scatter(name: &str, count: u32) -> u64 {
     let bytes = name.bytes().chain(count.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)) >> 16
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        >> 16
 }
 
 fn subject(name: &str) -> Subject {
