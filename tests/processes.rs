@@ -10,7 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use harness::{Agent, program, root, wait_until};
+use harness::{Agent, program, request, root, wait_until};
 use serde_json::Value;
 
 fn process(agent: &Agent, name: &str) -> Option<Value> {
@@ -100,21 +100,6 @@ fn its_stop_signal_comes_first_and_what_it_started_ends_with_it() {
     let pid = pid_of(&agent, "w").unwrap();
     delete(&agent, "/v1/processes/w");
     assert!(!alive(pid));
-}
-
-/// A request to the agent's socket, which must be granted.
-fn request(agent: &Agent, method: &str, path: &str, body: &str) {
-    use std::io::{Read, Write};
-    let mut stream = std::os::unix::net::UnixStream::connect(agent.socket()).unwrap();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nhost: grace\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
 }
 
 fn post(agent: &Agent, path: &str, body: &Value) {
@@ -368,4 +353,97 @@ fn a_storm_of_dying_processes_is_over_in_the_right_order() {
     let lines = read(&order);
     assert_eq!(lines.lines().next(), Some("base"), "what the others need is first");
     assert_eq!(lines.lines().count(), count, "each was started once");
+}
+
+/// Kills and starts a process again and again in a pid namespace with few numbers, beside others that use them, too: nobody else
+/// is hit, though the numbers are used again and again.
+#[test]
+fn kills_hit_nobody_else_while_numbers_are_used_again() {
+    if !root() {
+        harness::skip("kills_hit_nobody_else_while_numbers_are_used_again", "needs root");
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let out = Command::new(program("unshare"))
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(this)
+        .args(["--exact", "in_a_small_pid_namespace", "--ignored", "--nocapture"])
+        .env("GRACE_TEST_INSIDE", "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if text.contains("pid_max cannot be set") {
+        harness::skip(
+            "kills_hit_nobody_else_while_numbers_are_used_again",
+            "no pid_max of a namespace's own (Linux 6.14)",
+        );
+        return;
+    }
+    assert!(out.status.success(), "{text}");
+    eprintln!("{}", text.lines().find(|l| l.contains("kills")).unwrap_or_default());
+}
+
+#[test]
+#[ignore = "run by kills_hit_nobody_else_while_numbers_are_used_again, in a pid namespace of its own"]
+fn in_a_small_pid_namespace() {
+    use grace_agent::actions::own_cgroup::Cgroups;
+    use grace_agent::actions::start_process::{Place, start};
+    use grace_agent::actions::stop_process::{How, stop};
+    use grace_agent::sources::processes::{Ending, Processes};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    if std::env::var_os("GRACE_TEST_INSIDE").is_none() {
+        return;
+    }
+    if fs::write("/proc/sys/kernel/pid_max", "360").is_err() {
+        eprintln!("pid_max cannot be set");
+        return;
+    }
+    let kills: usize = std::env::var("GRACE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+    let dir = tempfile::tempdir().unwrap();
+    let cgroups = Cgroups::open(dir.path());
+    let place = Place { logs: dir.path(), running: dir.path(), boot_id: "b", cgroups: &cgroups };
+    let (events, facts) = std::sync::mpsc::sync_channel(1024);
+    std::thread::spawn(move || facts.into_iter().for_each(drop));
+    let processes = Processes::start(None, None, events).unwrap();
+    // A shell that starts another one: both must go, and nobody else.
+    let spec =
+        serde_json::json!({ "name": "w", "command": [program("sh"), "-c", "sleep 100 & exec sleep 100"] });
+    let spec: grace_agent::config::Process = serde_json::from_value(spec).unwrap();
+
+    let done = AtomicBool::new(false);
+    let churn = || -> (usize, usize) {
+        let (mut ended, mut hit) = (0, 0);
+        while !done.load(Ordering::Relaxed) {
+            // A group of its own, as a process of Grace has: a signal to a group that is gone would meet it.
+            use std::os::unix::process::CommandExt;
+            let status = Command::new(program("sleep")).arg("0.002").process_group(0).status().unwrap();
+            ended += 1;
+            hit += usize::from(!status.success());
+        }
+        (ended, hit)
+    };
+    let mut numbers = std::collections::BTreeSet::new();
+    let (others, hit) = std::thread::scope(|scope| {
+        let churning: Vec<_> = (0..3).map(|_| scope.spawn(churn)).collect();
+        for round in 0..kills {
+            let started = start(&spec, place).unwrap();
+            let pid = started.pid;
+            numbers.insert(pid);
+            processes.watch("w", started).unwrap();
+            if round % 2 == 0 {
+                // Gone by somebody else's hand in the very moment in which it is ended: its number is free again.
+                kill(u64::from(pid), "-KILL");
+            }
+            stop(&processes, "w", How::of(&spec), Ending::Stop).unwrap();
+            assert!(processes.running("w").is_none());
+        }
+        done.store(true, Ordering::Relaxed);
+        churning.into_iter().map(|c| c.join().unwrap()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    });
+    eprintln!("{kills} kills by {} numbers beside {others} others: {hit} wrong", numbers.len());
+    assert_eq!(hit, 0, "others were hit");
+    assert!(numbers.len() < kills / 2 || kills < 500, "the numbers were not used again: {}", numbers.len());
+    cgroups.close();
 }

@@ -262,6 +262,22 @@ impl Drop for Agent {
     }
 }
 
+/// A request to the agent's socket, which must be granted.
+#[track_caller]
+pub fn request(agent: &Agent, method: &str, path: &str, body: &str) {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(agent.socket()).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: grace\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+}
+
 /// Waits until `done` says so.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

@@ -49,6 +49,9 @@ pub enum StartError {
     /// What an earlier run left behind does not end.
     #[error("what an earlier run left in {path} does not end, not even by SIGKILL", path = .0.display())]
     Leftovers(PathBuf),
+    /// systemd does not start its unit.
+    #[error("{0}")]
+    Unit(String),
     /// The program does not start.
     #[error("cannot start {program}", program = .program.escape_debug())]
     Spawn {

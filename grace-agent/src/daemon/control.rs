@@ -84,6 +84,15 @@ impl Agent {
                 format!("{specs} declared, by pidfd; {groups}")
             },
         });
+        let units = lock(&self.executor.specs).values().filter(|p| p.unit.is_some()).count();
+        if units > 0 {
+            let trouble = self.executor.units.trouble();
+            out.push(SourceView {
+                name: "systemd".into(),
+                state: if trouble.is_some() { Health::Degraded } else { Health::Ok },
+                detail: trouble.unwrap_or_else(|| format!("{units} units, over D-Bus")),
+            });
+        }
         out.push(self.executor.followed.health());
         out.push(self.kmsg.health());
         out.push(self.journald.health());

@@ -24,6 +24,7 @@ use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::Processes;
+use crate::sources::units::Units;
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -42,6 +43,8 @@ pub(super) struct Executor {
     /// Held while the number of replicas changes.
     pub(super) scaling: Mutex<()>,
     pub(super) cgroups: Cgroups,
+    /// The way to systemd.
+    pub(super) units: Units,
     /// Restarts by name, since the agent started.
     pub(super) starts: Mutex<BTreeMap<String, u32>>,
     /// The quiet time that was last told to the engine: why, and its end in wall time.

@@ -58,6 +58,7 @@ use crate::sources::kmsg::Kmsg;
 use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
+use crate::sources::units::Units;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::triggers;
@@ -188,6 +189,7 @@ fn serve(
         hooks: Mutex::new(BTreeMap::new()),
         scaling: Mutex::new(()),
         cgroups: Cgroups::open(state.path()),
+        units: Units::new(runtime.handle().clone()),
         starts: Mutex::new(BTreeMap::new()),
         quiet: Mutex::new(None),
         quarantine: state.quarantine(),

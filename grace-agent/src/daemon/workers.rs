@@ -15,7 +15,8 @@ use crate::clock::Stopwatch;
 use crate::config::{self, Hook, Process};
 use crate::error_chain::chain;
 use crate::event::{Event, Exit, Kind, Timestamp};
-use crate::sources::processes::Ending;
+use crate::sources::processes::{Ending, pidfd_of};
+use crate::sources::units::{Job, UnitState};
 use crate::sources::{matching, ready};
 
 /// How long replicas that were asked for may take until they run.
@@ -47,8 +48,31 @@ impl Executor {
         if let Some(done) = self.look_for(&process) {
             return done;
         }
+        if let Some(unit) = &process.unit {
+            let started = self.unit(&process, unit, Job::Start);
+            return self.begun(&process, started);
+        }
         let started = start_process::start(&process, self.place());
         self.begun(&process, started)
+    }
+
+    /// Has systemd start the unit of `process`, unless it runs already.
+    fn unit(&self, process: &Process, unit: &str, job: Job) -> Result<Started, StartError> {
+        let state = match self.units.state(unit) {
+            Ok(state) if job == Job::Start && state.active == "active" => Ok(state),
+            Ok(_) => self.units.run(job, unit),
+            Err(why) => Err(why),
+        };
+        let state = state.map_err(StartError::Unit)?;
+        self.of_unit(process, &state)
+            .ok_or_else(|| StartError::Unit(format!("{unit} is active and has no main process")))
+    }
+
+    /// The main process of a unit.
+    fn of_unit(&self, process: &Process, state: &UnitState) -> Option<Started> {
+        // Who it is said to be may have ended: then nobody is watched, and that is told.
+        let pidfd = pidfd_of(state.main_pid).ok().filter(|_| state.main_pid > 1)?;
+        Some(self.found(process, state.main_pid, pidfd))
     }
 
     /// Watches `process` where somebody else has started it. None: nobody has, or Grace starts it itself.
@@ -64,6 +88,13 @@ impl Executor {
 
     /// Finds `process` where it runs already.
     pub(super) fn adopt(&self, process: &Process) -> Adopted {
+        if let Some(unit) = &process.unit {
+            let state = self.units.state(unit).ok().filter(|state| state.active == "active");
+            return match state.and_then(|state| self.of_unit(process, &state)) {
+                Some(started) => Adopted::Runs(started),
+                None => Adopted::Never,
+            };
+        }
         match start_process::adopt(&process.name, self.place()) {
             Adopted::Runs(started) => Adopted::Runs(started),
             gone => match process.matches().and_then(|wanted| matching::find(&wanted)) {
@@ -90,6 +121,15 @@ impl Executor {
 
     pub(super) fn restart(&self, name: &str, judged: Timestamp) -> Result<String, String> {
         let process = self.spec(name)?;
+        if let Some(unit) = &process.unit {
+            let old = self.processes.running(name);
+            if let Some((pid, _)) = old.filter(|(_, since)| *since > judged) {
+                return Ok(format!("was started meanwhile and runs as pid {pid}"));
+            }
+            self.processes.expect_end(name, Ending::Restart);
+            let started = self.unit(&process, unit, Job::Restart);
+            return self.begun(&process, started);
+        }
         if process.command.is_empty() {
             return Err("Grace was not told how to start it".to_owned());
         }
@@ -177,9 +217,17 @@ impl Executor {
     /// Ends a declared process.
     pub(super) fn stop(&self, name: &str) -> Result<(), String> {
         let process = lock(&self.specs).get(name).cloned().ok_or("not declared any more")?;
-        stop_process::stop(&self.processes, name, How::of(&process), Ending::Stop)
-            .map(drop)
-            .map_err(|err| chain(&err))
+        self.end(&process)
+    }
+
+    fn end(&self, process: &Process) -> Result<(), String> {
+        let Some(unit) = &process.unit else {
+            return stop_process::stop(&self.processes, &process.name, How::of(process), Ending::Stop)
+                .map(drop)
+                .map_err(|err| chain(&err));
+        };
+        self.processes.expect_end(&process.name, Ending::Stop);
+        self.units.run(Job::Stop, unit).map(drop)
     }
 
     /// The process `name` and its replicas, as far as they are declared, the last one first.
@@ -204,11 +252,9 @@ impl Executor {
         let Some(process) = lock(&self.specs).remove(name) else { return Ok(()) };
         self.send(Kind::ProcessForgotten { name: name.to_owned() });
         let taken = shed_load::taken(&self.running, name);
-        let stopped = if end {
-            stop_process::stop(&self.processes, name, How::of(&process), Ending::Stop).map(drop)
-        } else {
-            Ok(())
-        };
+        // What somebody else started, and only Grace watched, is his. A replica was started for Grace.
+        let own = !process.command.is_empty() || (process.unit.is_some() && name.contains('@'));
+        let stopped = if end && own { self.end(&process) } else { Ok(()) };
         if let Some(taken) = taken.filter(|_| self.processes.running(name).is_some())
             && let Err(err) = shed_load::give_back(&self.processes, name, &taken)
         {
@@ -217,7 +263,10 @@ impl Executor {
         shed_load::forget(&self.running, name);
         self.followed.forget(name);
         start_process::forget(name, &self.running);
-        stopped.map_err(|err| chain(&err))
+        if !(end && own) {
+            self.processes.unwatch(name);
+        }
+        stopped
     }
 
     pub(super) fn shed(&self, name: &str, step: Shed) -> Result<String, String> {

@@ -28,4 +28,5 @@ pub mod records;
 pub mod repos;
 mod tally;
 mod tests_for;
+pub mod units;
 pub mod who;

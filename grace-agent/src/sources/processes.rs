@@ -500,6 +500,24 @@ impl Processes {
         lock(&self.running).values().find(|r| r.name == name && r.pid == pid).map(|r| r.ready)
     }
 
+    /// The process `name` is about to be ended by somebody else, for Grace.
+    pub fn expect_end(&self, name: &str, ending: Ending) {
+        lock(&self.running).values_mut().filter(|r| r.name == name).for_each(|r| r.ending = Some(ending));
+    }
+
+    /// Watches the process `name` no more: it runs on.
+    pub fn unwatch(&self, name: &str) {
+        let mut running = lock(&self.running);
+        let slots: Vec<u64> = running.iter().filter(|(_, r)| r.name == name).map(|(slot, _)| *slot).collect();
+        for running in slots.iter().filter_map(|slot| running.remove(slot)) {
+            let _ = epoll::delete(&self.epoll, &running.pidfd);
+            if let Some(probes) = &self.probes {
+                probes.unwatch_task(running.pid);
+            }
+            lock(&self.lineage).end(running.pid);
+        }
+    }
+
     /// Sends `signal` to the process `name` through its pidfd, and notes that its end is asked for.
     pub fn ask_to_end(
         &self,
