@@ -1053,7 +1053,7 @@ fn causes_are_started_before_what_needs_them() {
     for (pid, name) in [(3, "c"), (2, "b"), (1, "a")] {
         ended(&mut world, name, pid, killed(None));
     }
-    world.pass(60);
+    world.pass(5);
     assert_eq!(starts(&world)[3..], ["a"]);
     for (pid, name) in [(11, "a"), (12, "b"), (13, "c")] {
         world.see(10, started(name, pid));

@@ -366,6 +366,8 @@ fn kills_hit_nobody_else_while_numbers_are_used_again() {
     let this = std::env::current_exe().unwrap();
     let out = Command::new(program("unshare"))
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        // The namespace's first process: it waits for those that lose their parent.
+        .args([&program("sh"), "-c", "\"$@\"; exit $?", "sh"])
         .arg(this)
         .args(["--exact", "in_a_small_pid_namespace", "--ignored", "--nocapture"])
         .env("GRACE_TEST_INSIDE", "1")
@@ -408,8 +410,7 @@ fn in_a_small_pid_namespace() {
     std::thread::spawn(move || facts.into_iter().for_each(drop));
     let processes = Processes::start(None, None, events).unwrap();
     // A shell that starts another one: both must go, and nobody else.
-    let spec =
-        serde_json::json!({ "name": "w", "command": [program("sh"), "-c", "sleep 100 & exec sleep 100"] });
+    let spec = serde_json::json!({ "name": "w", "command": [program("sh"), "-c", "sleep 5 & exec sleep 5"] });
     let spec: grace_agent::config::Process = serde_json::from_value(spec).unwrap();
 
     let done = AtomicBool::new(false);
@@ -424,8 +425,16 @@ fn in_a_small_pid_namespace() {
         }
         (ended, hit)
     };
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let mut numbers = std::collections::BTreeSet::new();
     let (others, hit) = std::thread::scope(|scope| {
+        // Also where a round fails: the others must not go on for ever.
+        let end = End(&done);
         let churning: Vec<_> = (0..3).map(|_| scope.spawn(churn)).collect();
         for round in 0..kills {
             let started = start(&spec, place).unwrap();
@@ -439,7 +448,7 @@ fn in_a_small_pid_namespace() {
             stop(&processes, "w", How::of(&spec), Ending::Stop).unwrap();
             assert!(processes.running("w").is_none());
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         churning.into_iter().map(|c| c.join().unwrap()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     });
     eprintln!("{kills} kills by {} numbers beside {others} others: {hit} wrong", numbers.len());

@@ -71,9 +71,13 @@ impl World {
     }
 }
 
-impl Drop for World {
+/// Ends the units with the test, whoever still knows them.
+struct End(Arc<Mutex<World>>);
+
+impl Drop for End {
     fn drop(&mut self) {
-        for child in self.units.values_mut() {
+        let mut world = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for child in world.units.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -174,6 +178,7 @@ fn units_are_started_watched_started_again_and_scaled_through_systemd() {
         return;
     };
     let world = Arc::new(Mutex::new(World::default()));
+    let _end = End(Arc::clone(&world));
     let _systemd = systemd(&bus, &world);
     world.lock().unwrap().start("web.service");
     let web = world.lock().unwrap().pid("web.service");

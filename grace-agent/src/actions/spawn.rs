@@ -136,7 +136,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     let mut told = Vec::new();
     // Ends when the program is executed, or the child is gone.
     reader.read_to_end(&mut told)?;
-    let pid = u32::try_from(pid).map_err(|_| io::Error::other("the kernel gave a process no number"))?;
+    let pid = u32::try_from(pid).map_err(io::Error::other)?;
     match <[u8; 4]>::try_from(told.as_slice()) {
         Ok(errno) => {
             reap(&pidfd);
@@ -237,13 +237,12 @@ unsafe fn become_program(p: &Prepared) {
                 return;
             }
         }
-        if let Some((uid, gid)) = p.ids {
-            if libc::syscall(libc::SYS_setgroups, p.groups.len(), p.groups.as_ptr()) < 0
+        if let Some((uid, gid)) = p.ids
+            && (libc::syscall(libc::SYS_setgroups, p.groups.len(), p.groups.as_ptr()) < 0
                 || libc::syscall(libc::SYS_setresgid, gid, gid, gid) < 0
-                || libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0
-            {
-                return;
-            }
+                || libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0)
+        {
+            return;
         }
         if libc::syscall(libc::SYS_chdir, p.cwd.as_ptr()) < 0 {
             return;

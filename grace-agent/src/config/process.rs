@@ -574,7 +574,7 @@ fn parse_ready(text: &str) -> Result<Ready, String> {
     let unknown = || format!("`{}` is not `notify`, `tcp:ADDRESS:PORT` or `unix:PATH`", text.escape_debug());
     match text.split_once(':') {
         None if text == "notify" => Ok(Ready::Notify),
-        Some(("tcp", address)) => address.parse().map(Ready::Tcp).or_else(|_| Err(unknown())),
+        Some(("tcp", address)) => address.parse().map(Ready::Tcp).map_err(|_no_address| unknown()),
         Some(("unix", path)) => check_path(Path::new(path)).map(|()| Ready::Unix(path.into())),
         _ => Err(unknown()),
     }
