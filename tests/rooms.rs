@@ -54,7 +54,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("host", &[]),
     ("prompt", &[]),
-    ("syntax", &["clock", "event", "syntax"]),
+    ("confine", &[]),
+    ("syntax", &["clock", "confine", "event", "syntax"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
@@ -112,8 +113,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
+    ("tasks", &["api", "clock", "config", "event", "firing"]),
     ("recording", &["config", "event"]),
-    ("api", &["action", "api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
+    ("api", &["action", "api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
     (
         "cli",
         &[
@@ -138,6 +140,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "triggers",
             "engine",
             "action",
+            "tasks",
         ],
     ),
     // Joins them all.
@@ -151,6 +154,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "clock",
             "code_facts",
             "config",
+            "confine",
             "error_chain",
             "daemon",
             "engine",
@@ -171,6 +175,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state_dir",
             "syntax",
             "triggers",
+            "tasks",
         ],
     ),
 ];

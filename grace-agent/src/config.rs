@@ -17,12 +17,14 @@ mod code;
 mod describe;
 mod load;
 mod process;
+mod tasks;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
+pub use tasks::Tasks;
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -65,6 +67,9 @@ pub struct Config {
     pub route: Vec<Route>,
     /// Who may send what applications say of themselves.
     pub records: Records,
+    /// The queue of tasks.
+    #[serde(default)]
+    pub tasks: Tasks,
     /// Source trees of services on this host.
     pub repo: Vec<Repo>,
     /// The scan for syntax errors.

@@ -146,6 +146,7 @@ fn missing(part: Part) -> Vec<String> {
                 tool("mke2fs", "e2fsprogs"),
                 tool("mkfs.xfs", "xfsprogs"),
                 tool("mkfs.btrfs", "btrfs-progs"),
+                tool("dmsetup", "dmsetup"),
             ]
             .into_iter()
             .flatten()

@@ -1,9 +1,10 @@
 //! `grace canary`, hidden: the process that the probes' self-test starts. It waits to be told, starts a program (fork,
 //! exec, exit), says that it is done, and waits to be killed. With `--work` it is a worker of the queue that `grace inject` floods,
-//! with `--spin` the process that keeps the host busy for it, with `--serve` a server that tests wait for.
+//! with `--spin` the process that keeps the host busy for it, with `--beat` the one that is killed and stopped, with `--serve` a
+//! server that tests wait for.
 
 use std::io::{BufRead, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,10 +33,16 @@ pub(super) struct Canary {
     /// Wait for FILE, then keep every processor busy at the lowest priority, for two minutes at most
     #[arg(long, value_name = "FILE", conflicts_with = "serve")]
     spin: Option<PathBuf>,
+    /// Tell $NOTIFY_SOCKET twice a second that this process lives
+    #[arg(long, conflicts_with_all = ["serve", "work", "spin"])]
+    beat: bool,
 }
 
 impl Canary {
     pub(super) fn go(self) -> Answer {
+        if self.beat {
+            return beat();
+        }
         match (self.serve, self.work, self.spin) {
             (Some(path), ..) => serve(&path),
             (_, Some(folder), _) => work(&folder),
@@ -70,6 +77,18 @@ fn work(folder: &Path) -> Answer {
         }
     }
     Ok(0)
+}
+
+/// Tells that it lives, for ever.
+fn beat() -> Answer {
+    let socket =
+        std::env::var_os("NOTIFY_SOCKET").context("no $NOTIFY_SOCKET: started by an agent, it is set")?;
+    let own = UnixDatagram::unbound().context("cannot make a socket")?;
+    loop {
+        // An agent that is away for a moment comes back.
+        drop(own.send_to(b"WATCHDOG=1", &socket));
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
 }
 
 /// Keeps every processor busy once `file` is there.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use grace_common::CLASS_NAMES;
 use tokio::sync::broadcast;
@@ -10,15 +12,16 @@ use tokio::sync::broadcast;
 use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
-use super::judge::{Duties, Notes};
+use super::judge::{Duties, Judged, Notes};
 use super::{declare, degraded, pauses};
 use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::tasks::ClaimRequest;
 use crate::api::view::{
-    ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
-    Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer,
-    RefusedView, RingView, RiskView, ScanItem, ScanState, ScanView, SnapshotView, SourceView, StatusView,
-    TaskView, TriggerView, VerifyVerdict, VerifyView,
+    ClaimedView, ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView,
+    GoodView, Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView,
+    RecordsAnswer, RefusedView, RingView, RiskView, ScanItem, ScanState, ScanView, SnapshotView, SourceView,
+    StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock::{self, Stopwatch};
 use crate::config;
@@ -39,6 +42,8 @@ use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
+use crate::sources::round::Rounds;
+use crate::tasks::{Change, QueueError};
 
 /// The agent as the socket sees it.
 pub(super) struct Agent {
@@ -59,6 +64,11 @@ pub(super) struct Agent {
     pub(super) executor: Arc<Executor>,
     pub(super) kmsg: Arc<Kmsg>,
     pub(super) journald: Arc<Journald>,
+    pub(super) judged: Judged,
+    /// Asks upkeep for a look.
+    pub(super) rounds: Rounds,
+    /// Why accept queues cannot be seen.
+    pub(super) blind: Arc<Mutex<Option<String>>>,
     pub(super) duties: Duties,
     pub(super) notes: Notes,
     pub(super) firings: broadcast::Sender<FiringView>,
@@ -93,6 +103,23 @@ impl Agent {
                 detail: trouble.unwrap_or_else(|| format!("{units} units, over D-Bus")),
             });
         }
+        out.push(match (lock(&self.blind).clone(), specs) {
+            (Some(why), _) => SourceView {
+                name: "listeners".into(),
+                state: Health::Degraded,
+                detail: format!("accept queues cannot be seen: {why}"),
+            },
+            (None, 0) => SourceView {
+                name: "listeners".into(),
+                state: Health::Off,
+                detail: "no [[process]] declared".into(),
+            },
+            (None, _) => SourceView {
+                name: "listeners".into(),
+                state: Health::Ok,
+                detail: "accept queues of declared processes, by sock_diag".into(),
+            },
+        });
         out.push(self.executor.followed.health());
         out.push(self.kmsg.health());
         out.push(self.journald.health());
@@ -512,7 +539,23 @@ impl Control for Agent {
     }
 
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError> {
-        self.journal.tasks().map_err(|err| Self::failed(&err))
+        self.executor.tasks.all().map_err(|err| Self::failed(&err))
+    }
+
+    fn task(&self, id: &str) -> Result<TaskView, ControlError> {
+        self.executor.tasks.get(id).map_err(refused)
+    }
+
+    fn claim_task(&self, request: &ClaimRequest, peer: Peer) -> Result<ClaimedView, ControlError> {
+        let ClaimRequest { id, agent, lease_s } = request;
+        let lease = lease_s.map(Duration::from_secs);
+        let (token, task) = self.executor.tasks.claim(id.as_deref(), agent, lease).map_err(refused)?;
+        self.journal.note("command", format!("{} claimed by uid {}", task.id, peer.uid));
+        Ok(ClaimedView { token, task })
+    }
+
+    fn change_task(&self, id: &str, change: Change, peer: Peer) -> Result<TaskView, ControlError> {
+        self.executor.tasks.update(id, change, &format!("uid {}", peer.uid)).map_err(refused)
     }
 
     fn config(&self) -> Config {
@@ -545,7 +588,14 @@ impl Control for Agent {
             .map(|view| view.path)
             .collect();
         self.executor.processes.check_progress();
+        let upkeep = self.rounds.ask();
+        let mut not_done = self.executor.code.look(LOOKS);
+        if !upkeep.wait(LOOKS) {
+            not_done
+                .push("pressure, listeners: the look has not ended yet; what it sees will fire".to_owned());
+        }
         let broken = self.boot_scan.look_again();
+        not_done.extend(self.settle().err());
         // What was seen is on its way to the engine: told when the firings say the same.
         let clock = Stopwatch::start();
         let fired = loop {
@@ -582,7 +632,7 @@ impl Control for Agent {
             at: Some(clock::wall_rfc3339()),
             triggers: lock(&self.duties).iter().filter(|d| d.works).map(|d| d.spec.name.to_owned()).collect(),
             syntax: None,
-            not_done: Vec::new(),
+            not_done,
         })
     }
 
@@ -620,9 +670,33 @@ impl Control for Agent {
 }
 
 /// How long a scan waits for the engine to judge what was seen.
-const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long a scan waits for the sources: for an endpoint that does not answer, a large repo that is read first.
+const LOOKS: Duration = Duration::from_secs(20);
 
 impl Agent {
+    /// Waits until what was told to the engine so far is judged and durable.
+    fn settle(&self) -> Result<(), String> {
+        let at = clock::boottime().0;
+        self.executor.send(Kind::Tick);
+        let clock = Stopwatch::start();
+        while self.judged.load(Ordering::Acquire) < at {
+            if clock.elapsed() > SETTLE {
+                return Err("the engine is behind: what it has not judged yet is not in this list".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let (done, durable) = std::sync::mpsc::sync_channel(1);
+        // Nobody may wait for it any more.
+        self.journal.append(Vec::new(), Some(Box::new(move |result| drop(done.try_send(result)))));
+        match durable.recv_timeout(SETTLE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(format!("the journal cannot be written: {why}")),
+            Err(_) => Err("the journal is behind: the newest firings may not be in this list".to_owned()),
+        }
+    }
+
     /// Lets those send records whom the configuration names, and those whom declared processes run as.
     pub(super) fn admit_senders(&self) {
         let users: Vec<String> = lock(&self.executor.specs).values().filter_map(|p| p.user.clone()).collect();
@@ -687,6 +761,17 @@ fn by_incident(firings: Vec<FiringView>) -> Vec<IncidentView> {
         })
     };
     groups.into_iter().filter_map(incident).collect()
+}
+
+/// Why the queue of tasks did not do something, for whoever asked.
+fn refused(err: QueueError) -> ControlError {
+    let why = chain(&err);
+    match err {
+        QueueError::NotThere(_) => ControlError::NotFound(why),
+        QueueError::State { .. } | QueueError::TooMuch(_) => ControlError::Bad(why),
+        QueueError::Token(_) => ControlError::Refused(why),
+        QueueError::Database { .. } => ControlError::Failed(why),
+    }
 }
 
 fn view(snapshot: Snapshot) -> SnapshotView {

@@ -8,11 +8,14 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
+use super::judge::Judged;
 use super::pauses;
+use super::supervisor::Watchdog;
 use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::{self, Stopwatch};
 use crate::config;
+use crate::error_chain::chain;
 use crate::event::{Kind, Reading};
 use crate::host;
 use crate::sources::ebpf::latency::Governor;
@@ -20,6 +23,7 @@ use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
 use crate::sources::listeners::Listeners;
 use crate::sources::pressure::Sampler;
+use crate::sources::round::Rounds;
 
 /// Period of the thread.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,6 +43,8 @@ const CALM_EVERY: u64 = 60;
 const QUIET_EVERY: u64 = 5;
 /// Seconds between what is told of the latency of processes' calls.
 const LATENCIES_EVERY: u64 = 10;
+/// Seconds between looks at tasks that somebody works on, or is done with.
+const TASKS_EVERY: u64 = 2;
 /// Seconds between looks at accept queues, and while one is half full.
 const LISTENERS_EVERY: u64 = 5;
 const LISTENERS_BUSY: u64 = 2;
@@ -57,28 +63,38 @@ pub(super) struct Upkeep {
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) pressure: config::Pressure,
+    pub(super) judged: Judged,
+    pub(super) watchdog: Watchdog,
+    /// Looks that somebody asked for.
+    pub(super) rounds: Rounds,
+    /// Why accept queues cannot be seen, shared with `status`.
+    pub(super) blind: Arc<Mutex<Option<String>>>,
     pub(super) stop: Arc<AtomicBool>,
+    /// When the agent began, in nanoseconds since the epoch.
+    pub(super) started_ns: i64,
     /// A folder of the agent's own.
     pub(super) scratch: std::path::PathBuf,
 }
 
 impl Upkeep {
     /// Runs until `stop`.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         let settings = lock(&self.settings).clone();
         let mut timer = Timer { governor: Governor::new(settings.clone()), calls: None, settings };
         let mut sample: Option<Sample> = None;
         let mut cpu = (cpu_ns(), Stopwatch::start());
         let (mut sampler, mut told) = (Sampler::default(), Told::default());
         let mut second = 0;
-        let (mut listeners, mut blind) = (Listeners::default(), false);
+        let mut listeners = Listeners::default();
         while !self.stop.load(Ordering::Acquire) {
             let on = match &self.kernel {
                 Some((probes, _)) => self.time_calls(&mut timer, probes),
                 None => 0.0,
             };
             self.rest(on);
+            self.watchdog.turn(&self.executor, &self.judged);
             second += 1;
+            let (asked, begun) = (self.rounds.is_asked(), self.rounds.begin());
             if let Some((probes, reader)) = &self.kernel {
                 reader.tell_losses();
                 if let Some(sample) = sample.take() {
@@ -98,26 +114,32 @@ impl Upkeep {
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
             }
-            if second % LATENCIES_EVERY == 0 {
+            if asked || second % LATENCIES_EVERY == 0 {
                 self.executor.processes.tell_latencies();
             }
-            if second % if listeners.busy() { LISTENERS_BUSY } else { LISTENERS_EVERY } == 0 {
-                self.look_at_listeners(&mut listeners, &mut blind);
+            if asked || second % if listeners.busy() { LISTENERS_BUSY } else { LISTENERS_EVERY } == 0 {
+                self.look_at_listeners(&mut listeners);
             }
             // What is slow from the first call on needs no lesson, so it is set at once.
             if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
                 self.executor.processes.learn_slow(&timer.settings);
             }
-            if second % PRESSURE_EVERY == 0 {
+            if asked || second % PRESSURE_EVERY == 0 {
                 let mut readings = sampler.quick();
-                if second % DISKS_EVERY == 0 {
+                if asked || second % DISKS_EVERY == 0 {
                     readings.extend(sampler.disks());
                 }
-                let readings = told.news(readings, &self.pressure, second);
+                if !asked {
+                    readings = told.news(readings, &self.pressure, second);
+                }
                 if !readings.is_empty() {
                     self.executor.send(Kind::Pressure { readings });
                 }
             }
+            if second % TASKS_EVERY == 0 {
+                self.look_after_tasks();
+            }
+            self.rounds.end(begun);
             if second % QUIET_EVERY == 0 {
                 let quiet = lock(&self.quiet).clone();
                 pauses::check_quiet(&self.executor, &quiet);
@@ -177,16 +199,36 @@ impl Upkeep {
         }
     }
 
+    /// What was submitted is verified or reopened, and claims end, where there are any.
+    fn look_after_tasks(&self) {
+        let Executor { tasks, journal, .. } = &*self.executor;
+        let judged = match tasks.is_under_way() {
+            Ok(false) => return,
+            Ok(true) => tasks.judge(self.started_ns, |trigger, subject| {
+                journal
+                    .newest(trigger, subject)
+                    .inspect_err(|err| tracing::warn!(why = %chain(err), "a task is not judged"))
+                    .ok()
+                    .flatten()
+            }),
+            Err(err) => Err(err),
+        };
+        match judged {
+            Ok(said) => said.into_iter().for_each(|line| journal.note("task", line)),
+            Err(err) => tracing::warn!(why = %chain(&err), "tasks are not looked after"),
+        }
+    }
+
     /// Tells of accept queues. What refuses is said when it begins to.
-    fn look_at_listeners(&self, listeners: &mut Listeners, blind: &mut bool) {
+    fn look_at_listeners(&self, listeners: &mut Listeners) {
         let processes = &self.executor.processes;
         match listeners.look(&processes.families(), clock::boottime()) {
             Ok(facts) => {
-                *blind = false;
+                *lock(&self.blind) = None;
                 processes.tell(facts);
             }
             Err(err) => {
-                if !std::mem::replace(blind, true) {
+                if lock(&self.blind).replace(err.to_string()).is_none() {
                     tracing::warn!(%err, "accept queues cannot be seen");
                 }
             }

@@ -26,6 +26,7 @@ mod progress;
 pub mod ready;
 pub mod records;
 pub mod repos;
+pub mod round;
 mod tally;
 mod tests_for;
 pub mod units;
