@@ -238,7 +238,10 @@ mod tests {
     fn run_it(command: &[&str], timeout: Span, subject: &str) -> Result<String, HookError> {
         let arguments = Arguments { replicas: Some(3), subject: subject.into(), ..Arguments::default() };
         let state = tempfile::tempdir().unwrap();
-        run(&hook(command, timeout), &arguments, &Cgroups::open(state.path()))
+        let cgroups = Cgroups::open(state.path());
+        let said = run(&hook(command, timeout), &arguments, &cgroups);
+        cgroups.close();
+        said
     }
 
     #[test]
