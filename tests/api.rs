@@ -217,6 +217,7 @@ impl Control for Fake {
                     restarts: 2,
                     descendants: vec![DescendantView { pid: 8, comm: evil("sh"), since: evil("2026") }],
                     slow_calls: 3,
+                    shed: None,
                     syscalls: Some(99),
                 },
                 ProcessView {
@@ -226,6 +227,7 @@ impl Control for Fake {
                     restarts: 0,
                     descendants: Vec::new(),
                     slow_calls: 0,
+                    shed: None,
                     syscalls: None,
                 },
             ],

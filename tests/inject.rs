@@ -49,7 +49,6 @@ fn nothing_left(tmp: &Path) {
 }
 
 const DRIFT: [&str; 7] = ["agent", "snapshot", "fault", "firing", "repaired", "cleared", "verified"];
-const SPIKE: [&str; 8] = ["agent", "process", "fault", "firing", "filed", "mended", "cleared", "verified"];
 const GAP: [&str; 12] = [
     "agent", "process", "fault", "firing", "repaired", "cleared", "verified", "fault", "firing", "repaired",
     "cleared", "verified",
@@ -58,7 +57,7 @@ const GAP: [&str; 12] = [
 #[test]
 fn without_an_agent_it_brings_its_own_and_takes_it_along() {
     let tmp = tempfile::tempdir().unwrap();
-    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP), ("latency_spike", &SPIKE)] {
+    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP)] {
         let out = inject(Path::new("/nonexistent/s"), tmp.path(), &[fault, "--json"]).output().unwrap();
         told(&out, names);
         nothing_left(tmp.path());
@@ -69,7 +68,7 @@ fn without_an_agent_it_brings_its_own_and_takes_it_along() {
 fn an_agent_that_repairs_is_used_and_left_as_it_was() {
     let agent = Agent::start("");
     let tmp = tempfile::tempdir().unwrap();
-    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP), ("latency_spike", &SPIKE)] {
+    for (fault, names) in [("config_drift", &DRIFT[..]), ("health_gap", &GAP)] {
         let out = inject(&agent.socket(), tmp.path(), &[fault, "--json"]).output().unwrap();
         told(&out, names);
         let first = steps(&out)[0]["text"].as_str().unwrap().to_owned();
@@ -78,8 +77,8 @@ fn an_agent_that_repairs_is_used_and_left_as_it_was() {
         assert_eq!((&status["files"], &status["processes"]), (&json!(0), &json!([])), "{status:#}");
         nothing_left(tmp.path());
     }
-    // The drift, the end and the standstill of a process, the crowd.
-    assert_eq!(agent.firings().len(), 4);
+    // The drift, the end and the standstill of a process.
+    assert_eq!(agent.firings().len(), 3);
 }
 
 #[test]
@@ -159,6 +158,15 @@ fn faults_about_code_bring_their_agent_and_end_with_a_task_and_cleared() {
         assert_eq!(said, ["agent", before, "fault", "firing", "task", "undone", "cleared"], "{out:?}");
         nothing_left(tmp.path());
     }
+}
+
+#[test]
+fn a_flooded_queue_gets_a_worker_and_gives_it_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let out = inject(Path::new("/nonexistent/s"), tmp.path(), &["latency_spike", "--json"]).output().unwrap();
+    told(&out, &["agent", "process", "fault", "firing", "repaired", "cleared", "verified", "reversed"]);
+    assert!(steps(&out)[4]["text"].as_str().unwrap().starts_with("scale "), "{out:?}");
+    nothing_left(tmp.path());
 }
 
 #[test]

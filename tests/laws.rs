@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use grace_agent::action::{Action, Outcome};
+use grace_agent::action::{Action, Outcome, Shed};
 use grace_agent::code_facts::{Answer, CodeAt, CodeChange, CodeHow, DependencyChange, Ecosystem, FileRisk};
 use grace_agent::config::{Config, Mode, Span};
 use grace_agent::engine::{Effect, Engine};
@@ -79,6 +79,16 @@ fn kind() -> impl Strategy<Value = Kind> {
         }),
         2 => (process.clone(), 1..9u32).prop_map(|(name, pid)| Kind::ProcessStarted { name, pid }),
         1 => process.clone().prop_map(|name| Kind::ProcessForgotten { name }),
+        1 => (process.clone(), proptest::option::of(process.clone()), any::<bool>()).prop_map(|(name, other, awaits)| {
+            let after = other.filter(|other| *other > name).into_iter().collect();
+            Kind::ProcessNeeds { name, after, awaits, watched_only: false }
+        }),
+        1 => (process.clone(), 1..9u32).prop_map(|(name, pid)| Kind::ProcessReady { name, pid, after_ms: 1 }),
+        1 => (process.clone(), 1..4u32, 1..6u32, 1..6u32)
+            .prop_map(|(name, base, max, now)| Kind::ScaleDeclared { name, base, max, now }),
+        1 => (process.clone(), 1..6u32).prop_map(|(name, to)| Kind::Scaled { name, to }),
+        1 => process.clone().prop_map(|process| Kind::LoadShed { process, step: Shed::Freeze }),
+        1 => process.clone().prop_map(|process| Kind::LoadGivenBack { process }),
         1 => (0..9u64).prop_map(|total| Kind::Lost { class: "file".into(), total }),
         2 => (0..3u8, process.clone(), 1..9u64).prop_map(|(which, process, count)| Kind::ErrorSeen {
             signature: format!("{which:016x}"),
@@ -907,4 +917,174 @@ fn a_firing_goes_to_whoever_can_mend_it() {
     assert!(asked.since(last.at) > Duration::from_secs(1));
     // Told once: the moment does not move.
     assert!(drift.iter().filter_map(|f| f.escalated).all(|at| at == asked));
+}
+
+fn steady() -> RestartPolicy {
+    RestartPolicy {
+        burst: 5,
+        interval_ms: 600_000,
+        backoff_ms: 200,
+        backoff_max_ms: 60_000,
+        stable_ms: 5_000,
+        restart: Restart::Always,
+    }
+}
+
+fn declared(world: &mut World, name: &str, pid: Option<u32>) {
+    world.see(0, Kind::ProcessDeclared { name: name.into(), policy: steady(), importance: 50, pid });
+}
+
+fn killed(oom: Option<&str>) -> Exit {
+    Exit { signal: Some(9), oom: oom.map(str::to_owned), ..Exit::default() }
+}
+
+fn ended(world: &mut World, name: &str, pid: u32, exit: Exit) {
+    world.see(10, Kind::ProcessExited { name: name.into(), pid, exit, stderr_tail: Vec::new() });
+}
+
+fn starts(world: &World) -> Vec<String> {
+    let name = |(_, action): &(Timestamp, Action)| match action {
+        Action::StartProcess { name } => Some(name.clone()),
+        _ => None,
+    };
+    world.orders.iter().filter_map(name).collect()
+}
+
+#[test]
+fn what_was_shed_is_neither_silent_nor_stuck_until_it_is_given_back() {
+    let mut world = World::new(Mode::Repair);
+    declared(&mut world, "w", Some(7));
+    world.see(0, Kind::ProcessExpects { name: "w".into(), heartbeat_ms: Some(2_000) });
+    world.beats("w", 20, 2);
+    world.see(0, Kind::LoadShed { process: "w".into(), step: Shed::Freeze });
+    let stuck = |doing, since| Kind::Progress { name: "w".into(), pid: 7, doing, since, wait: None };
+    let since = world.now;
+    world.see(1_000, stuck(Doing::Blocked, since));
+    world.pass(600);
+    assert_eq!(world.firings.len(), 0, "{:#?}", world.last_firing());
+    world.see(0, Kind::LoadGivenBack { process: "w".into() });
+    world.see(1_000, stuck(Doing::Working, since));
+    world.pass(5);
+    assert_eq!(world.firings.len(), 0, "what it did not say meanwhile is not missing");
+    world.beats("w", 5, 2);
+    world.pass(60);
+    assert_eq!(world.holding("health_gap"), 1, "from now on it is");
+}
+
+#[test]
+fn one_that_is_only_told_to_do_with_less_must_be_heard_of_still() {
+    let mut world = World::new(Mode::Repair);
+    declared(&mut world, "w", Some(7));
+    world.see(0, Kind::ProcessExpects { name: "w".into(), heartbeat_ms: Some(2_000) });
+    world.beats("w", 20, 2);
+    world.see(0, Kind::LoadShed { process: "w".into(), step: Shed::Notify });
+    world.pass(60);
+    assert_eq!(world.holding("health_gap"), 1);
+}
+
+#[test]
+fn an_end_for_want_of_memory_follows_from_the_pressure_and_one_by_its_own_limit_does_not() {
+    for (why, follows) in [
+        ("the host had no memory left when w (pid 7) asked for more", true),
+        ("its cgroup's limit of 10 MiB was reached", false),
+    ] {
+        let mut world = World::new(Mode::Repair);
+        declared(&mut world, "w", Some(7));
+        for _ in 0..40 {
+            let readings = vec![grace_agent::event::Reading { resource: "memory".into(), percent: 99.0 }];
+            world.see(1_000, Kind::Pressure { readings });
+        }
+        ended(&mut world, "w", 7, killed(Some(why)));
+        let of = |trigger: &str| world.firings.values().find(|f| f.trigger == trigger).unwrap().clone();
+        let cause = of("health_gap").cause;
+        assert_eq!(cause, follows.then(|| of("resource_pressure").id), "{why}");
+        assert_eq!(starts(&world), ["w"], "it is started all the same");
+    }
+}
+
+#[test]
+fn a_queue_that_grows_because_its_worker_is_down_follows_from_that_and_is_not_scaled_meanwhile() {
+    let mut world = World::new(Mode::Repair);
+    declared(&mut world, "w", Some(7));
+    world.see(0, Kind::ScaleDeclared { name: "w".into(), base: 1, max: 3, now: 1 });
+    world.see(0, Kind::QueueDeclared { name: "q".into(), limit: Some(10.0), process: Some("w".into()) });
+    ended(&mut world, "w", 7, killed(None));
+    for _ in 0..20 {
+        world.see(1_000, Kind::QueueDepth { name: "q".into(), depth: 50.0, max: 50.0 });
+    }
+    let of =
+        |world: &World, trigger: &str| world.firings.values().find(|f| f.trigger == trigger).unwrap().clone();
+    assert_eq!(of(&world, "latency_spike").cause, Some(of(&world, "health_gap").id));
+    let scaled = |world: &World| world.orders.iter().any(|(_, a)| matches!(a, Action::Scale { .. }));
+    assert!(!scaled(&world), "{:#?}", world.orders);
+    world.see(0, Kind::ProcessStarted { name: "w".into(), pid: 8 });
+    for _ in 0..60 {
+        world.see(1_000, Kind::QueueDepth { name: "q".into(), depth: 50.0, max: 50.0 });
+    }
+    assert!(scaled(&world), "it runs again, and that was not enough: {:#?}", world.orders);
+}
+
+#[test]
+fn causes_are_started_before_what_needs_them() {
+    let mut world = World::new(Mode::Repair);
+    let needs = |name: &str, after: &[&str]| Kind::ProcessNeeds {
+        name: name.into(),
+        after: after.iter().map(|s| (*s).to_owned()).collect(),
+        awaits: true,
+        watched_only: false,
+    };
+    let ready = |name: &str, pid| Kind::ProcessReady { name: name.into(), pid, after_ms: 5 };
+    let started = |name: &str, pid| Kind::ProcessStarted { name: name.into(), pid };
+    // c needs b, which needs a; declared the wrong way round.
+    for (name, after) in [("c", &["b"][..]), ("b", &["a"]), ("a", &[])] {
+        world.see(0, needs(name, after));
+        declared(&mut world, name, None);
+    }
+    assert_eq!(starts(&world), ["a"]);
+    world.see(10, started("a", 1));
+    world.pass(5);
+    assert_eq!(starts(&world), ["a"], "it runs and is not ready");
+    for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let pid = u32::try_from(i).unwrap() + 1;
+        world.see(10, started(name, pid));
+        world.see(10, ready(name, pid));
+    }
+    assert_eq!(starts(&world), ["a", "b", "c"]);
+    // All fall within milliseconds, the last first.
+    for (pid, name) in [(3, "c"), (2, "b"), (1, "a")] {
+        ended(&mut world, name, pid, killed(None));
+    }
+    world.pass(5);
+    assert_eq!(starts(&world)[3..], ["a"]);
+    for (pid, name) in [(11, "a"), (12, "b"), (13, "c")] {
+        world.see(10, started(name, pid));
+        world.see(10, ready(name, pid));
+        world.pass(5);
+    }
+    assert_eq!(starts(&world)[3..], ["a", "b", "c"]);
+    assert_eq!(world.holding("health_gap"), 0, "{:#?}", world.firings);
+    assert!(
+        !world.orders.iter().any(|(_, a)| matches!(a, Action::FileTask { .. })),
+        "nothing is to be found out"
+    );
+}
+
+#[test]
+fn many_that_fall_at_once_do_not_get_up_at_the_same_moment_and_backoff_differs() {
+    let mut world = World::new(Mode::Repair);
+    let name = |i: u32| format!("p{i}");
+    (0..500).for_each(|i| declared(&mut world, &name(i), Some(i + 1)));
+    let fell = world.now;
+    for i in 0..500 {
+        world.see(
+            0,
+            Kind::ProcessExited { name: name(i), pid: i + 1, exit: killed(None), stderr_tail: Vec::new() },
+        );
+    }
+    world.pass(10);
+    let times: Vec<Duration> = world.orders.iter().map(|(at, _)| at.since(fell)).collect();
+    assert_eq!(starts(&world).len(), 500);
+    let early = times.iter().filter(|t| **t < Duration::from_millis(100)).count();
+    assert!(early < 150, "{early} in the first tenth of a second");
+    assert!(times.iter().all(|t| *t < Duration::from_secs(3)), "{:?}", times.iter().max());
 }

@@ -29,6 +29,20 @@ fn state(pid: u64) -> Option<char> {
     stat.get(stat.rfind(')')? + 2..)?.chars().next()
 }
 
+/// Whether it is stopped, by its cgroup or by a signal.
+fn stands_still(pid: u64) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mount = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let at = words.next()?;
+        (words.next()? == "cgroup2").then(|| at.to_owned())
+    });
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let own = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let frozen = fs::read_to_string(format!("{}{own}/cgroup.freeze", mount.unwrap_or_default()));
+    frozen.is_ok_and(|text| text.trim() == "1") || state(pid) == Some('T')
+}
+
 fn pid_of(agent: &Agent, name: &str) -> Option<u64> {
     let status = agent.json(&["status", "--json"]);
     let processes = status["processes"].as_array().unwrap().clone();
@@ -62,16 +76,41 @@ fn load_is_shed_from_the_least_important_and_given_back() {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    wait_until("it runs again", || state(hog).is_some_and(|s| s != 'T'));
+    wait_until("it runs again", || state(hog).is_some() && !stands_still(hog));
     assert_eq!(pid_of(&agent, "hog"), Some(hog), "it was stopped, not ended");
 
     // It comes back, as the load does; an agent that is killed meanwhile leaves a stopped process, the next one wakes it.
     let again =
         agent.wait_firing("back", |f| cpu(f) && f["id"] != firing["id"] && f["remedy"][0]["state"] == "done");
     assert_eq!(again["again"], firing["id"], "{again:#}");
-    if state(hog) == Some('T') {
+    if stands_still(hog) {
         agent.crash();
         agent.run();
-        wait_until("the next agent gives back", || state(hog).is_some_and(|s| s != 'T'));
+        wait_until("the next agent gives back", || state(hog).is_some() && !stands_still(hog));
     }
+}
+
+#[test]
+fn a_process_is_told_to_do_with_less_and_what_is_removed_is_forgotten() {
+    let agent = Agent::start(&format!(
+        "[pressure]\ncpu = 97\nmargin = 1\nsustained = \"2s\"\nsteps = [\"notify\"]\n\
+         [[process]]\nname = \"hog\"\nimportance = 100\ncommand = [\"{grace}\", \"canary\", \"--spin\", \"/\"]\n",
+        grace = harness::GRACE,
+    ));
+    let told = agent.path("etc/told");
+    let text = format!("trap 'echo told >> {}' USR1; while :; do sleep 0.05; done", told.display());
+    let process = serde_json::json!({
+        "name": "polite", "importance": 1, "command": [program("sh"), "-c", text], "shed_signal": "USR1",
+    });
+    harness::request(&agent, "POST", "/v1/processes", &process.to_string());
+    wait_until("it is told", || fs::read_to_string(&told).is_ok_and(|text| text == "told\n"));
+    let polite = || {
+        let status = agent.json(&["status", "--json"]);
+        status["processes"].as_array().unwrap().iter().find(|p| p["name"] == "polite").cloned().unwrap()
+    };
+    assert_eq!(polite()["shed"], "notify", "one that asks is told, too");
+    let note = agent.path("state/running/polite.shed");
+    assert!(note.exists());
+    harness::request(&agent, "DELETE", "/v1/processes/polite", "");
+    assert!(!note.exists(), "another one of this name would be held for shed");
 }

@@ -115,10 +115,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
     ("tasks", &["api", "clock", "config", "event", "firing"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
+    ("api", &["action", "api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
     (
         "cli",
         &[
+            "actions::own_cgroup",
             "api",
             "cli",
             "clock",

@@ -72,6 +72,20 @@ pub enum Action {
         /// Why, in Grace's own words.
         reason: String,
     },
+    /// Run as many of a declared process, or of what a hook scales, as this says.
+    Scale {
+        /// The name of the process or the hook.
+        name: String,
+        /// So many in all.
+        to: u32,
+    },
+    /// Run a declared command (`[[hook]]`) for a firing.
+    RunHook {
+        /// Its name.
+        hook: String,
+        /// The trigger that fired.
+        trigger: String,
+    },
     /// Keep what was learned of an endpoint's answers, for the next start.
     KeepShape {
         /// The endpoint's name.
@@ -96,6 +110,8 @@ impl Action {
             Self::GiveBack { .. } => "give_back",
             Self::FileTask { .. } => "file_task",
             Self::RestartProcess { .. } => "restart_process",
+            Self::Scale { .. } => "scale",
+            Self::RunHook { .. } => "run_hook",
             Self::KeepShape { .. } => "keep_shape",
         }
     }
@@ -117,7 +133,9 @@ pub fn changes_host(verb: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Shed {
-    /// The lowest priority.
+    /// It is told, so that it can do with less by itself (`shed_signal`, or it asks Grace).
+    Notify,
+    /// The lowest priority, and a small share of processors, memory and disks where its cgroup can be limited.
     Throttle,
     /// Stopped: it keeps its memory and does nothing.
     Freeze,

@@ -12,12 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::Shed;
-use crate::event::{Restart, RestartPolicy};
 
 mod code;
 mod describe;
 mod load;
 mod snapshots;
+mod process;
 mod tasks;
 
 pub use code::{
@@ -25,6 +25,7 @@ pub use code::{
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 pub use snapshots::{HardLinks, Snapshots};
+pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 pub use tasks::Tasks;
 
 /// Whether Grace may change the host.
@@ -46,6 +47,8 @@ pub struct Config {
     pub mode: Mode,
     /// Processes that Grace starts and keeps running.
     pub process: Vec<Process>,
+    /// Commands that Grace runs: to scale what it does not start itself, or as a remedy.
+    pub hook: Vec<Hook>,
     /// Configs and secrets whose known-good content Grace keeps.
     pub file: Vec<File>,
     /// How long versions and displaced files are kept, and how the store is checked.
@@ -81,102 +84,7 @@ pub struct Config {
     pub environment: Vec<Environment>,
 }
 
-/// A process that Grace starts and supervises.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Process {
-    /// Name, unique: letters, digits, `-`, `_`, `.`; at most 64.
-    #[schemars(example = &"worker")]
-    pub name: String,
-    /// Program (absolute path) and arguments. No shell.
-    #[schemars(example = ["/usr/bin/python3", "/srv/app/worker.py"])]
-    pub command: Vec<String>,
-    /// Working folder. Default `/`.
-    #[serde(default)]
-    #[schemars(example = &"/srv/app")]
-    pub cwd: Option<PathBuf>,
-    /// Environment; it replaces the agent's own but for PATH, HOME and LANG.
-    #[serde(default)]
-    pub env: std::collections::BTreeMap<String, String>,
-    /// User to run as, by name or number. Default: the agent's.
-    #[serde(default)]
-    #[schemars(example = &"nobody")]
-    pub user: Option<String>,
-    /// Which ends call for a restart: `always`, `on_failure`, `never`.
-    #[serde(default)]
-    pub restart: Restart,
-    /// Restarts allowed within `interval`. Default 5.
-    #[serde(default = "Process::burst")]
-    pub burst: u32,
-    /// The window of `burst`. Default `10m`.
-    #[serde(default = "Process::interval")]
-    pub interval: Span,
-    /// Delay before the second restart in a row, doubling from there. Default `200ms`.
-    #[serde(default = "Process::backoff")]
-    pub backoff: Span,
-    /// Upper bound of the delay. Default `5m`.
-    #[serde(default = "Process::backoff_max")]
-    pub backoff_max: Span,
-    /// A process that ran this long is healthy again: the next restart is at once. Default `10m`.
-    #[serde(default = "Process::stable")]
-    pub stable: Span,
-    /// 0 is shed first, 100 never. Default 50.
-    #[serde(default = "Process::importance")]
-    pub importance: u8,
-    /// Its heartbeats are at most this far apart, from its start on; three times that is a gap. Default: learned, where
-    /// it sends any.
-    #[serde(default)]
-    #[schemars(example = &"10s")]
-    pub heartbeat: Option<Span>,
-    /// Files (absolute paths) that it writes its log into. Default: its stdout and stderr, which Grace captures.
-    #[serde(default)]
-    #[schemars(example = ["/var/log/worker.log"])]
-    pub logs: Vec<PathBuf>,
-    /// `count` of `[triggers.error_feed]`, for this process.
-    #[serde(default)]
-    #[schemars(example = 5)]
-    pub error_count: Option<u32>,
-    /// `window` of `[triggers.error_feed]`, for this process.
-    #[serde(default)]
-    #[schemars(example = &"10m")]
-    pub error_window: Option<Span>,
-}
-
-impl Process {
-    fn burst() -> u32 {
-        5
-    }
-    fn interval() -> Span {
-        Span::secs(600)
-    }
-    fn backoff() -> Span {
-        Span::millis(200)
-    }
-    fn backoff_max() -> Span {
-        Span::secs(300)
-    }
-    fn stable() -> Span {
-        Span::secs(600)
-    }
-    fn importance() -> u8 {
-        50
-    }
-
-    /// What the engine needs to know of it.
-    #[must_use]
-    pub fn restart_policy(&self) -> RestartPolicy {
-        RestartPolicy {
-            burst: self.burst,
-            interval_ms: self.interval.as_millis(),
-            backoff_ms: self.backoff.as_millis(),
-            backoff_max_ms: self.backoff_max.as_millis(),
-            stable_ms: self.stable.as_millis(),
-            restart: self.restart,
-        }
-    }
-}
-
-/// Configs or secrets that Grace owns. `grace snapshot PATH` adds one at run time.
+/// A config or a secret that Grace owns. `grace snapshot PATH` adds one at run time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
@@ -403,6 +311,9 @@ pub struct LatencySpike {
     pub clear: f64,
     /// Values that are needed to learn what is normal. Default 30.
     pub learn: u32,
+    /// What was scaled up for a spike is scaled down by one after this time without one, and so on down to `replicas`.
+    /// Default `5m`.
+    pub scale_down_after: Span,
     /// A level that lasts this long becomes the new normal, where normal is learned. Default: never, a fault would.
     #[schemars(example = &"6h")]
     pub relearn_after: Option<Span>,
@@ -423,6 +334,7 @@ impl Default for LatencySpike {
             clear_for: Span::secs(10),
             clear: 0.8,
             learn: 30,
+            scale_down_after: Span::secs(300),
             relearn_after: None,
         }
     }
@@ -560,7 +472,7 @@ pub struct Pressure {
     pub sustained: Span,
     /// So many points below the limit before it clears. Default 5.
     pub margin: f64,
-    /// How load is shed, gentlest first: `throttle`, `freeze`, `terminate`; `[]`: not at all. Default `["throttle"]`: a host
+    /// How load is shed, gentlest first: `notify`, `throttle`, `freeze`, `terminate`; `[]`: not at all. Default `["throttle"]`: a host
     /// may be meant to be busy, and nothing is stopped or ended unless somebody says so here.
     pub steps: Vec<Shed>,
 }
@@ -613,7 +525,8 @@ pub struct Queue {
     #[serde(default)]
     #[schemars(example = &1000)]
     pub limit: Option<u64>,
-    /// The [[process]] that works it off. Default: none that Grace could do something about.
+    /// The [[process]] that works it off, or the [[hook]] that scales what does. Default: none that Grace could do something
+    /// about.
     #[serde(default)]
     #[schemars(example = &"worker")]
     pub process: Option<String>,
@@ -630,7 +543,7 @@ pub struct Route {
     #[serde(default)]
     #[schemars(example = &500)]
     pub budget_ms: Option<f64>,
-    /// The [[process]] that answers. Default: none that Grace could do something about.
+    /// The [[process]] that answers, or the [[hook]] that scales what does. Default: none that Grace could do something about.
     #[serde(default)]
     #[schemars(example = &"worker")]
     pub process: Option<String>,

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::action::{self, Action, Order, Outcome};
-use crate::config::Config;
+use crate::config::{Config, Hook};
 use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Firing, FiringId, Route, RungState, State, Subject, Verdict};
 use crate::incident::{Incident, SETTLE};
@@ -99,6 +99,8 @@ pub struct Engine {
     recent: BTreeMap<(&'static str, Subject), (FiringId, Timestamp)>,
     /// How long a firing that cleared is remembered.
     reopen: Duration,
+    /// Commands that are run for firings, and for which subjects.
+    hooks: Vec<(Hook, Option<glob::Pattern>)>,
 }
 
 impl Engine {
@@ -123,6 +125,16 @@ impl Engine {
             lost: BTreeMap::new(),
             recent: BTreeMap::new(),
             reopen: config.policy.reopen.get(),
+            hooks: config
+                .hook
+                .iter()
+                .filter(|hook| hook.trigger.is_some())
+                .map(|hook| {
+                    // Checked when it was read.
+                    let subject = hook.subject.as_deref().and_then(|text| glob::Pattern::new(text).ok());
+                    (hook.clone(), subject)
+                })
+                .collect(),
         }
     }
 
@@ -222,7 +234,8 @@ impl Engine {
 
     fn hear(&mut self, spec: &'static Spec, verdict: Verdict, now: Timestamp, out: &mut Vec<Effect>) {
         match verdict {
-            Verdict::Holds(finding) => {
+            Verdict::Holds(mut finding) => {
+                self.add_hooks(spec, &mut finding);
                 let key = (spec.name, finding.subject.clone());
                 let gaps = self.gaps(spec, now);
                 let incident = match self.open.get_mut(&key) {
@@ -259,7 +272,12 @@ impl Engine {
                 out.push(Effect::Firing(firing));
             }
             Verdict::Wants(subject, action) => {
-                let admitted = self.policy.admit(now, &subject, &action);
+                // To take back what was done for a spike has time; a first start, or what was shed, has not.
+                let rests = self.policy.paused(now, spec.name, &subject, &[]);
+                let admitted = match rests.filter(|_| matches!(action, Action::Scale { .. })) {
+                    Some(held) => Err(held),
+                    None => self.policy.admit(now, &subject, &action),
+                };
                 out.push(Effect::Decision {
                     firing: None,
                     subject: subject.clone(),
@@ -270,6 +288,20 @@ impl Engine {
                     out.push(Effect::Run(Order { firing: None, subject, rung: 0, at: now, action }));
                 }
             }
+        }
+    }
+
+    /// Puts the declared commands for `finding` where help would be asked for.
+    fn add_hooks(&self, spec: &Spec, finding: &mut Finding) {
+        let subject = finding.subject.to_string();
+        let meant = |(hook, pattern): &&(Hook, Option<glob::Pattern>)| {
+            hook.trigger.as_deref() == Some(spec.name)
+                && pattern.as_ref().is_none_or(|pattern| pattern.matches(&subject))
+        };
+        for (hook, _) in self.hooks.iter().filter(meant) {
+            let task = finding.remedy.iter().position(|action| matches!(action, Action::FileTask { .. }));
+            let action = Action::RunHook { hook: hook.name.clone(), trigger: spec.name.to_owned() };
+            finding.remedy.insert(task.unwrap_or(finding.remedy.len()), action);
         }
     }
 

@@ -472,6 +472,45 @@ pub enum Kind {
         /// Its folder.
         repo: PathBuf,
     },
+    /// What must be so before a declared process is started, and when it counts as running. Before its `ProcessDeclared`;
+    /// said again it replaces what was said.
+    ProcessNeeds {
+        /// Its name.
+        name: String,
+        /// Declared processes that must be ready first.
+        after: Vec<String>,
+        /// It runs only when it is ready (`ProcessReady`).
+        awaits: bool,
+        /// Grace cannot start it, only watch it.
+        watched_only: bool,
+    },
+    /// A declared process is ready.
+    ProcessReady {
+        /// Its name.
+        name: String,
+        /// Its process id.
+        pid: u32,
+        /// How long after it was started, in milliseconds.
+        after_ms: u64,
+    },
+    /// Of a declared process, or of what a hook scales, more than one may run.
+    ScaleDeclared {
+        /// Its name.
+        name: String,
+        /// So many normally.
+        base: u32,
+        /// So many at most.
+        max: u32,
+        /// So many now.
+        now: u32,
+    },
+    /// Of a declared process, or of what a hook scales, there are now so many.
+    Scaled {
+        /// Its name.
+        name: String,
+        /// In all.
+        to: u32,
+    },
     /// A pause ends early.
     Unpaused {
         /// Which.

@@ -213,6 +213,8 @@ impl Recorder {
             }
             Kind::ProcessDeclared { name, .. } => (3, name.clone()),
             Kind::ProcessForgotten { name } => {
+                self.preamble.remove(&(50, name.clone()));
+                self.preamble.remove(&(51, name.clone()));
                 self.preamble.remove(&(3, name.clone()));
                 self.preamble.remove(&(4, name.clone()));
                 self.preamble.remove(&(12, format!("logs {name}")));
@@ -226,6 +228,16 @@ impl Recorder {
                     self.preamble.get_mut(&(3, name.clone()))
                 {
                     *pid = Some(*now);
+                }
+                return;
+            }
+            Kind::ProcessNeeds { name, .. } => (50, name.clone()),
+            Kind::ScaleDeclared { name, .. } => (51, name.clone()),
+            Kind::Scaled { name, to } => {
+                if let Some(Event { kind: Kind::ScaleDeclared { now, .. }, .. }) =
+                    self.preamble.get_mut(&(51, name.clone()))
+                {
+                    *now = *to;
                 }
                 return;
             }

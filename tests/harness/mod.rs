@@ -226,6 +226,18 @@ impl Agent {
             if start == note["start_ticks"].as_u64() {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+            // What it started, and the cgroup itself, once it is empty.
+            if let Some(cgroup) = note["cgroup"].as_str().map(PathBuf::from) {
+                let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+                let began = Instant::now();
+                while fs::remove_dir(&cgroup).is_err()
+                    && cgroup.exists()
+                    && began.elapsed() < Duration::from_secs(5)
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let _ = cgroup.parent().map(fs::remove_dir);
+            }
         }
     }
 }
@@ -248,6 +260,22 @@ impl Drop for Agent {
                 .status();
         }
     }
+}
+
+/// A request to the agent's socket, which must be granted.
+#[track_caller]
+pub fn request(agent: &Agent, method: &str, path: &str, body: &str) {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(agent.socket()).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: grace\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
 }
 
 /// Waits until `done` says so.

@@ -1,9 +1,7 @@
 //! Verb `restart_process`: ends a declared process that runs but does not work, and starts it again.
 
-use std::path::Path;
-
-use super::start_process::{self, StartError, Started};
-use super::stop_process::{StopError, stop};
+use super::start_process::{self, Place, StartError, Started};
+use super::stop_process::{How, StopError, stop};
 use crate::config::Process;
 use crate::event::Timestamp;
 use crate::sources::processes::{Ending, Processes};
@@ -33,9 +31,7 @@ pub fn restart(
     processes: &Processes,
     process: &Process,
     judged: Timestamp,
-    logs: &Path,
-    running: &Path,
-    boot_id: &str,
+    place: Place<'_>,
 ) -> Result<Restarted, RestartError> {
     let old = processes.running(&process.name);
     if let Some((pid, since)) = old
@@ -43,12 +39,12 @@ pub fn restart(
     {
         return Ok(Restarted::Meanwhile(pid));
     }
-    if let Err(err) = stop(processes, &process.name, Ending::Restart) {
+    if let Err(err) = stop(processes, &process.name, How::of(process), Ending::Restart) {
         // When it ends some day, that is an end like any other: it must be started then.
         if processes.runs_on(&process.name) {
             return Err(RestartError::Stop(err));
         }
     }
-    let started = start_process::start(process, logs, running, boot_id).map_err(RestartError::Start)?;
+    let started = start_process::start(process, place).map_err(RestartError::Start)?;
     Ok(Restarted::Done(old.map(|(pid, _)| pid), started))
 }

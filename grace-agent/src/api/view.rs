@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::action::Shed;
 use crate::code_facts::{DependencyChange, Ecosystem, FileRisk};
 use crate::config::Mode;
 use crate::event::{Actor, SyntaxError, Via};
@@ -230,6 +231,9 @@ pub struct ProcessView {
     pub slow_calls: u64,
     /// Its system calls, descendants' too; none: no probe counts them.
     pub syscalls: Option<u64>,
+    /// What was taken from it because the host is nearly used up: it should do with less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shed: Option<Shed>,
 }
 
 /// A living descendant of a declared process.

@@ -1,10 +1,10 @@
 //! `grace canary`, hidden: the process that the probes' self-test starts. It waits to be told, starts a program (fork,
-//! exec, exit), says that it is done, and waits to be killed. With `--listen` it is the server that `grace inject` breaks, with
-//! `--spin` the process that keeps the host busy for it, with `--beat` the one that is killed and stopped.
+//! exec, exit), says that it is done, and waits to be killed. With `--work` it is a worker of the queue that `grace inject` floods,
+//! with `--spin` the process that keeps the host busy for it, with `--beat` the one that is killed and stopped, with `--serve` a
+//! server that tests wait for.
 
 use std::io::{BufRead, Write};
-use std::net::TcpListener;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,20 +18,23 @@ use crate::sources::ebpf::self_test::DONE;
 /// However `grace inject` ends, its process ends by itself after this time.
 const SPIN_MAX: std::time::Duration = std::time::Duration::from_secs(120);
 
-/// Connections that may wait for the server.
-pub(super) const BACKLOG: i32 = 4;
+/// How long a worker takes for a job.
+pub(super) const JOB: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Arguments of `grace canary`.
 #[derive(Debug, Args)]
 pub(super) struct Canary {
-    /// Accept connections on a port of this host, and write which one into FILE
-    #[arg(long, value_name = "FILE")]
-    listen: Option<PathBuf>,
+    /// Accept connections at this socket
+    #[arg(long, value_name = "SOCKET")]
+    serve: Option<PathBuf>,
+    /// Work off the queue in this folder
+    #[arg(long, value_name = "FOLDER", conflicts_with = "serve")]
+    work: Option<PathBuf>,
     /// Wait for FILE, then keep every processor busy at the lowest priority, for two minutes at most
-    #[arg(long, value_name = "FILE", conflicts_with = "listen")]
+    #[arg(long, value_name = "FILE", conflicts_with = "serve")]
     spin: Option<PathBuf>,
     /// Tell $NOTIFY_SOCKET twice a second that this process lives
-    #[arg(long, conflicts_with_all = ["listen", "spin"])]
+    #[arg(long, conflicts_with_all = ["serve", "work", "spin"])]
     beat: bool,
 }
 
@@ -40,28 +43,40 @@ impl Canary {
         if self.beat {
             return beat();
         }
-        match (self.listen, self.spin) {
-            (Some(file), _) => listen(&file),
-            (None, Some(file)) => spin(&file),
-            (None, None) => go(),
+        match (self.serve, self.work, self.spin) {
+            (Some(path), ..) => serve(&path),
+            (_, Some(folder), _) => work(&folder),
+            (.., Some(file)) => spin(&file),
+            (None, None, None) => go(),
         }
     }
 }
 
 /// Accepts and hangs up, for ever.
-fn listen(file: &Path) -> Answer {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot listen")?;
-    // The standard library's queue is too long to be filled by a few.
-    rustix::net::listen(&listener, BACKLOG).context("cannot listen")?;
-    let address = listener.local_addr().context("cannot listen")?;
-    // Whole or not at all: it is waited for.
-    let part = file.with_extension("part");
-    std::fs::write(&part, address.to_string()).context("cannot write the address")?;
-    std::fs::rename(&part, file).context("cannot write the address")?;
+fn serve(path: &Path) -> Answer {
+    let listener = UnixListener::bind(path).context("cannot listen")?;
     loop {
         // Whoever left before it was accepted is no reason to end.
         drop(listener.accept());
     }
+}
+
+/// Takes one job after the other off the queue in `folder`: each is a file, whose name the worker that renames it has. Ends with
+/// the folder, and after `SPIN_MAX`.
+fn work(folder: &Path) -> Answer {
+    let began = Stopwatch::start();
+    let mine = folder.join(format!(".{}", std::process::id()));
+    while began.elapsed() < SPIN_MAX {
+        let Ok(jobs) = std::fs::read_dir(folder) else { return Ok(0) };
+        let job =
+            jobs.flatten().map(|job| job.path()).find(|job| job.extension().is_some_and(|e| e == "job"));
+        // Another worker may have been quicker: then there are others.
+        if job.is_none_or(|job| std::fs::rename(job, &mine).is_ok()) {
+            std::thread::sleep(JOB);
+            drop(std::fs::remove_file(&mine));
+        }
+    }
+    Ok(0)
 }
 
 /// Tells that it lives, for ever.

@@ -9,6 +9,7 @@ mod config_drift;
 mod dependency_regression;
 mod error_feed;
 mod health_gap;
+mod latency_spike;
 mod model_integrity;
 mod predicted_failure;
 mod resource_pressure;
@@ -16,8 +17,6 @@ mod task;
 mod telemetry_drift;
 
 use std::fs;
-use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -29,7 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ask::{Failure, with_agent};
 use super::show::{Out, escape, micros};
-use super::{Answer, Global, canary};
+use super::{Answer, Global};
 use crate::api::client::{Client, ClientError, Follow, Followed};
 use crate::api::view::{FiringView, StatusView};
 use crate::clock::Stopwatch;
@@ -63,7 +62,7 @@ enum Fault {
     ConfigDrift,
     /// A declared process is killed, and the next one hangs
     HealthGap,
-    /// A declared server does not accept any more, and connections pile up
+    /// More jobs come into a queue than its worker can do
     LatencySpike,
     /// A program fails five times in the same way
     ErrorFeed,
@@ -94,11 +93,10 @@ enum Prepared {
 impl Fault {
     fn prepare(self, scratch: &Path) -> Result<Prepared, Failure> {
         match self {
-            Self::ConfigDrift
-            | Self::HealthGap
-            | Self::LatencySpike
-            | Self::ErrorFeed
-            | Self::ModelIntegrity => Ok(Prepared::Nothing),
+            Self::ConfigDrift | Self::HealthGap | Self::ErrorFeed | Self::ModelIntegrity => {
+                Ok(Prepared::Nothing)
+            }
+            Self::LatencySpike => Ok(Prepared::Config(latency_spike::config(scratch)?)),
             Self::ResourcePressure => Ok(Prepared::Config(resource_pressure::CONFIG.to_owned())),
             Self::TelemetryDrift => {
                 let server = telemetry_drift::Server::bind()?;
@@ -191,7 +189,7 @@ impl Inject {
             match fault {
                 Fault::ConfigDrift => config_drift::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::HealthGap => health_gap::tell(&agent, &mut teller, &mut stop).await,
-                Fault::LatencySpike => latency_spike(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::LatencySpike => latency_spike::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::ErrorFeed => error_feed::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::TelemetryDrift => match prepared {
                     Prepared::Server(_, server) => {
@@ -253,75 +251,6 @@ impl Stop {
             _ = self.terminate.recv() => Err(Failure::No("interrupted".to_owned())),
         }
     }
-}
-
-async fn latency_spike(
-    agent: &Client,
-    scratch: &Path,
-    teller: &mut Teller<'_>,
-    stop: &mut Stop,
-) -> Result<(), Failure> {
-    let name = format!("inject-{}", std::process::id());
-    let file = scratch.join("address");
-    let grace = std::env::current_exe().context("cannot find this program")?;
-    let process = serde_json::json!({ "name": name, "command": [&grace, Path::new("canary"), Path::new("--listen"), &file] });
-    let () = agent.post("/v1/processes", &process).await?;
-    let result = stop.or(crowded(agent, &name, &file, teller)).await;
-    // Whoever is stopped does not hear that it shall end.
-    if let Ok(pid) = pid_of(agent, &name, 0).await {
-        drop(program("kill").and_then(|kill| signal_by(&kill, "-CONT", pid)));
-    }
-    let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
-    result?;
-    removed?;
-    Ok(())
-}
-
-async fn crowded(agent: &Client, name: &str, file: &Path, teller: &mut Teller<'_>) -> Result<(), Failure> {
-    let server = pid_of(agent, name, 0).await?;
-    let began = Stopwatch::start();
-    let address: SocketAddr = loop {
-        if let Some(address) = fs::read_to_string(file).ok().and_then(|text| text.parse().ok()) {
-            break address;
-        }
-        if began.elapsed() > PATIENCE {
-            return Err(Failure::No(format!("{name} does not listen after {PATIENCE:?}")));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    teller.tell("process", &format!("{name} runs as pid {server} and accepts at {address}"))?;
-    let mut follow = agent.follow().await?;
-    let kill = program("kill")?;
-    teller.fault = Some(Stopwatch::start());
-    let pid = signal_by(&kill, "-STOP", server)?;
-    let mut clients = Vec::new();
-    // The kernel takes one more than may wait; the next one is not answered.
-    while clients.len() <= usize::try_from(canary::BACKLOG).unwrap_or(0) {
-        let client = TcpStream::connect_timeout(&address, Duration::from_secs(1));
-        clients.push(client.context("cannot make the fault")?);
-    }
-    let told =
-        format!("{} -STOP {server} (pid {pid}), and {} connections wait", kill.display(), clients.len());
-    teller.tell("fault", &told)?;
-    let mend = || {
-        signal_by(&kill, "-CONT", server)?;
-        Ok(format!("{} -CONT {server}: it accepts again", kill.display()))
-    };
-    watch(&mut follow, &Subject::Process(name.to_owned()), teller, Some(&mend)).await?;
-    teller.tell("verified", &format!("pid {server} accepted all {} connections", accepted(&clients)?))
-}
-
-/// How many of `clients` were accepted, all of them: the server hung up.
-fn accepted(clients: &[TcpStream]) -> Result<usize, Failure> {
-    for mut client in clients {
-        client.set_read_timeout(Some(PATIENCE)).context("cannot wait for the server")?;
-        let read = client.read(&mut [0]);
-        // One that hangs up with a reset has accepted, too.
-        if !matches!(&read, Ok(0)) && !matches!(&read, Err(err) if err.kind() == ErrorKind::ConnectionReset) {
-            return Err(Failure::No("the firing cleared, but connections still wait".to_owned()));
-        }
-    }
-    Ok(clients.len())
 }
 
 /// Sends a signal with the program `kill`; its own pid.

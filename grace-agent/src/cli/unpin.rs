@@ -8,6 +8,7 @@ use super::ask::Failure;
 use super::run::default_state;
 use super::show::{Out, escape};
 use super::{Answer, Global};
+use crate::actions::own_cgroup::Cgroups;
 use crate::error_chain::chain;
 use crate::sources::ebpf;
 use crate::state_dir::StateDir;
@@ -34,6 +35,8 @@ impl Unpin {
         let shown = escape(&dir.display().to_string()).into_owned();
         let dir = dir.canonicalize().unwrap_or(dir);
         let sets = ebpf::unpin(&dir).map_err(|err| Failure::Other(err.into()))?;
+        // And the empty cgroups of what it had started.
+        Cgroups::open(&dir).close();
         drop(held);
         if sets == 0 {
             return Err(Failure::No(format!("no agent with the state folder {shown} left probes pinned")));

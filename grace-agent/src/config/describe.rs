@@ -159,6 +159,7 @@ mod tests {
         assert!(wanted.triggers.latency_spike.relearn_after.is_some());
         let alone = Config {
             process: vec![],
+            hook: vec![],
             file: vec![],
             model: vec![],
             queue: vec![],

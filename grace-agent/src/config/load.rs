@@ -14,7 +14,7 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, Process, Span};
+use super::{Config, Span};
 use crate::code_facts::Ecosystem;
 use crate::reported::{NAME_MAX, is_name, is_value};
 
@@ -352,7 +352,10 @@ impl Config {
             })
         };
         let declared = |process: &Option<String>| match process {
-            Some(name) if !self.process.iter().any(|p| p.name == *name) => {
+            Some(name)
+                if !self.process.iter().any(|p| p.name == *name)
+                    && !self.hook.iter().any(|h| h.scales() && h.name == *name) =>
+            {
                 Err(format!("there is no [[process]] named `{}`", name.escape_debug()))
             }
             _ => Ok(()),
@@ -413,6 +416,7 @@ impl Config {
         }
         self.validate_code(&mut out);
         out.0.extend(self.snapshots.validate());
+        self.validate_processes(&mut out);
         out.0
     }
 
@@ -549,90 +553,11 @@ impl Config {
     }
 }
 
-impl Process {
-    /// What is wrong with this process by itself, the way starting at its own table. Empty: nothing.
-    #[must_use]
-    pub fn validate(&self) -> Vec<Invalid> {
-        let mut out = Wrongs::default();
-        let key = |key| [Step::Key(key)];
-        let argument = |i| [Step::Key("command"), Step::Index(i)];
-
-        let name = &self.name;
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(allowed) {
-            let name = name.escape_debug();
-            out.push(
-                &key("name"),
-                format!(
-                    "`{name}` is not a process name: 1 to 64 letters, digits, `-`, `_`, `.`, not `.` first"
-                ),
-            );
-        }
-        match self.command.first() {
-            None => {
-                out.push(&key("command"), "must not be empty: it starts with the program's absolute path")
-            }
-            Some(program) => {
-                if let Err(why) = check_path(Path::new(program)) {
-                    out.push(&argument(0), why);
-                }
-            }
-        }
-        for (i, _) in self.command.iter().enumerate().skip(1).filter(|(_, a)| a.contains('\0')) {
-            out.push(&argument(i), "no argument can contain a NUL character");
-        }
-        if let Some(Err(why)) = self.cwd.as_deref().map(check_path) {
-            out.push(&key("cwd"), why);
-        }
-        for (variable, value) in &self.env {
-            if variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0') {
-                let variable = variable.escape_debug();
-                out.push(
-                    &key("env"),
-                    format!("`{variable}` is not a variable: names have no `=`, nothing has a NUL character"),
-                );
-            }
-        }
-        if self.user.as_deref().is_some_and(|user| user.is_empty() || user.contains(['\0', ':', '/'])) {
-            out.push(&key("user"), "must be a user's name or number");
-        }
-        out.at_least_one(&key("burst"), self.burst, "to restart never set restart = \"never\"");
-        out.longer_than_zero(&key("interval"), self.interval);
-        if self.backoff > self.backoff_max {
-            out.push(
-                &key("backoff"),
-                format!(
-                    "must not be longer than backoff_max (`{}`)",
-                    humantime::format_duration(self.backoff_max.get())
-                ),
-            );
-        }
-        for (i, log) in self.logs.iter().enumerate() {
-            if let Err(why) = check_path(log) {
-                out.push(&[Step::Key("logs"), Step::Index(i)], why);
-            }
-        }
-        if let Some(count) = self.error_count {
-            out.at_least_one(&key("error_count"), count, "1 fires at the first error of a kind");
-        }
-        if self.error_window.is_some_and(|window| window < Span::secs(1)) {
-            out.push(&key("error_window"), "must be at least `1s`");
-        }
-        if self.importance > 100 {
-            out.push(&key("importance"), format!("must be from 0 to 100, not {}", self.importance));
-        }
-        if self.heartbeat.is_some_and(|gap| gap < Span::secs(1)) {
-            out.push(&key("heartbeat"), "must be at least `1s`: heartbeats are judged by the second");
-        }
-        out.0
-    }
-}
-
 #[derive(Default)]
-struct Wrongs(Vec<Invalid>);
+pub(super) struct Wrongs(pub(super) Vec<Invalid>);
 
 impl Wrongs {
-    fn push(&mut self, at: &[Step], message: impl fmt::Display) {
+    pub(super) fn push(&mut self, at: &[Step], message: impl fmt::Display) {
         let key = at.iter().rev().find_map(|step| match step {
             Step::Key(key) => Some(*key),
             Step::Index(_) => None,
@@ -640,13 +565,13 @@ impl Wrongs {
         self.0.push(Invalid { at: at.to_vec(), message: format!("{}: {message}", key.unwrap_or("value")) });
     }
 
-    fn unless(&mut self, at: &[Step], fits: Result<(), String>) {
+    pub(super) fn unless(&mut self, at: &[Step], fits: Result<(), String>) {
         if let Err(why) = fits {
             self.push(at, why);
         }
     }
 
-    fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
+    pub(super) fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
         if value == 0 {
             self.push(at, format!("must be at least 1; {instead}"));
         }
@@ -660,19 +585,19 @@ impl Wrongs {
         }
     }
 
-    fn above_one(&mut self, at: &[Step], factor: f64) {
+    pub(super) fn above_one(&mut self, at: &[Step], factor: f64) {
         if !(factor > 1.0 && factor.is_finite()) {
             self.push(at, "must be a number above 1");
         }
     }
 
-    fn not_negative(&mut self, at: &[Step], value: f64) {
+    pub(super) fn not_negative(&mut self, at: &[Step], value: f64) {
         if !(value >= 0.0 && value.is_finite()) {
             self.push(at, "must not be negative");
         }
     }
 
-    fn longer_than_zero(&mut self, at: &[Step], value: Span) {
+    pub(super) fn longer_than_zero(&mut self, at: &[Step], value: Span) {
         if value.get().is_zero() {
             self.push(at, "must be longer than zero");
         }
@@ -688,7 +613,7 @@ pub fn quiet_time(text: &str) -> Option<jiff::civil::Time> {
     jiff::civil::Time::strptime("%H:%M", text).ok()
 }
 
-fn check_path(path: &Path) -> Result<(), String> {
+pub(super) fn check_path(path: &Path) -> Result<(), String> {
     let text = path.to_string_lossy();
     if text.contains('\0') {
         return Err("no path can contain a NUL character".to_owned());
@@ -702,7 +627,7 @@ fn check_path(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     path.to_string_lossy().escape_debug().to_string()
 }
 

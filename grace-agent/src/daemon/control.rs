@@ -15,7 +15,7 @@ use super::gate::Gate;
 use super::judge::{Duties, Judged, Notes};
 use super::scrub::Scrub;
 use super::{declare, degraded, pauses};
-use crate::actions::start_process;
+use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::tasks::ClaimRequest;
@@ -93,9 +93,20 @@ impl Agent {
             detail: if specs == 0 {
                 "no [[process]] declared".into()
             } else {
-                format!("{specs} declared, by pidfd")
+                let groups = self.executor.cgroups.describe();
+                let groups = groups.unwrap_or_else(|why| format!("no cgroups of their own ({why})"));
+                format!("{specs} declared, by pidfd; {groups}")
             },
         });
+        let units = lock(&self.executor.specs).values().filter(|p| p.unit.is_some()).count();
+        if units > 0 {
+            let trouble = self.executor.units.trouble();
+            out.push(SourceView {
+                name: "systemd".into(),
+                state: if trouble.is_some() { Health::Degraded } else { Health::Ok },
+                detail: trouble.unwrap_or_else(|| format!("{units} units, over D-Bus")),
+            });
+        }
         out.push(match (lock(&self.blind).clone(), specs) {
             (Some(why), _) => SourceView {
                 name: "listeners".into(),
@@ -286,6 +297,7 @@ impl Control for Agent {
                     syscalls: more.calls,
                     pid: running.map(|r| r.0),
                     since: running.map(|r| clock::rfc3339(r.1)),
+                    shed: shed_load::taken(&executor.running, &name).and_then(|taken| taken.step()),
                     restarts: lock(&executor.starts).get(&name).map_or(0, |n| n.saturating_sub(1)),
                     name,
                 }
@@ -509,6 +521,11 @@ impl Control for Agent {
         if lock(&self.executor.specs).contains_key(&process.name) {
             return Err(ControlError::Bad(format!("process `{}` is declared already", process.name)));
         }
+        if let Some(name) = process.after.iter().find(|name| !lock(&self.executor.specs).contains_key(*name))
+        {
+            let name = name.escape_debug();
+            return Err(ControlError::Bad(format!("after: no process `{name}` is declared")));
+        }
         self.journal.note("command", format!("process {} declared by uid {}", process.name, peer.uid));
         declare(&self.executor, process);
         self.admit_senders();
@@ -522,15 +539,16 @@ impl Control for Agent {
                 name.escape_debug()
             )));
         }
-        if lock(&self.executor.specs).remove(name).is_none() {
+        if lock(&self.executor.templates).remove(name).is_none() {
             return Err(ControlError::NotFound(format!("no process `{}` is declared", name.escape_debug())));
         }
-        self.executor.send(Kind::ProcessForgotten { name: name.to_owned() });
         self.journal.note("command", format!("process {name} removed by uid {}", peer.uid));
+        self.executor.forget_scale(name);
+        let mut stopped = Ok(());
+        for name in self.executor.replicas_of(name) {
+            stopped = stopped.and(self.executor.disown(&name, true));
+        }
         self.admit_senders();
-        let stopped = self.executor.stop(name);
-        self.executor.followed.forget(name);
-        start_process::forget(name, &self.executor.running);
         stopped.map_err(ControlError::Failed)
     }
 

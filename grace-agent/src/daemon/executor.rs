@@ -4,31 +4,29 @@
 //! ends as an `Outcome` event.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::code::Code;
 use super::gate::Gate;
-use crate::action::{Action, Order, Outcome, Shed};
+use crate::action::{Action, Order, Outcome};
 use crate::actions::other_names::has_other_links;
-use crate::actions::restart_process::{self, RestartError, Restarted};
+use crate::actions::own_cgroup::Cgroups;
 use crate::actions::restore_file::{self, Restored};
-use crate::actions::shed_load::{self, Taken};
-use crate::actions::start_process::{self, StartError, Started};
-use crate::actions::stop_process;
+use crate::actions::start_process;
 use crate::clock;
-use crate::config::{self, HardLinks, Process};
+use crate::config::{self, HardLinks, Hook, Process};
 use crate::error_chain::chain;
-use crate::event::{Event, Exit, Kind, Timestamp};
+use crate::event::{Event, Kind};
 use crate::file_state::{ContentKind, FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
 use crate::sources::folders::Folder;
 use crate::sources::logs::{Limits, Logs, Origin};
-use crate::sources::processes::{Ending, Processes};
+use crate::sources::processes::Processes;
+use crate::sources::units::Units;
 use crate::tasks::Queue;
 
 /// What the verbs need.
@@ -41,6 +39,15 @@ pub(super) struct Executor {
     pub(super) followed: Arc<Logs>,
     /// Declared processes by name.
     pub(super) specs: Mutex<BTreeMap<String, Process>>,
+    /// Declared processes of which more than one may run, as they were declared.
+    pub(super) templates: Mutex<BTreeMap<String, Process>>,
+    /// Declared commands by name.
+    pub(super) hooks: Mutex<BTreeMap<String, Hook>>,
+    /// Held while the number of replicas changes.
+    pub(super) scaling: Mutex<()>,
+    pub(super) cgroups: Cgroups,
+    /// The way to systemd.
+    pub(super) units: Units,
     /// Restarts by name, since the agent started.
     pub(super) starts: Mutex<BTreeMap<String, u32>>,
     /// The quiet time that was last told to the engine: why, and its end in wall time.
@@ -100,6 +107,8 @@ impl Executor {
             Action::GiveBack { process } => self.give_back(process),
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
             Action::RestartProcess { name, .. } => self.restart(name, order.at),
+            Action::Scale { name, to } => self.scale(name, *to, order),
+            Action::RunHook { hook, trigger } => self.hook(hook, trigger, order),
             Action::FileTask { title, acceptance } => {
                 let firing = match order.firing {
                     Some(id) => self.journal.firing(id).map_err(|err| chain(&err))?.map(|(view, _)| view),
@@ -152,97 +161,6 @@ impl Executor {
         self.files.own(path, known);
     }
 
-    fn start(&self, name: &str) -> Result<String, String> {
-        let process = self.declared(name)?;
-        if let Some((pid, _)) = self.processes.running(name) {
-            return Ok(format!("runs already as pid {pid}"));
-        }
-        let started = start_process::start(&process, &self.logs, &self.running, &self.boot_id);
-        self.begun(name, started)
-    }
-
-    /// The process `name` as it is to be started: told where to report to.
-    fn declared(&self, name: &str) -> Result<Process, String> {
-        let declared = lock(&self.specs).get(name).cloned();
-        let mut process = declared.ok_or_else(|| "not declared any more".to_owned())?;
-        for (variable, value) in &self.tells {
-            process.env.entry(variable.clone()).or_insert_with(|| value.clone());
-        }
-        Ok(process)
-    }
-
-    fn restart(&self, name: &str, judged: Timestamp) -> Result<String, String> {
-        let process = self.declared(name)?;
-        let (processes, logs) = (&self.processes, &self.logs);
-        match restart_process::restart(processes, &process, judged, logs, &self.running, &self.boot_id) {
-            Ok(Restarted::Done(old, started)) => {
-                let was = old.map(|pid| format!("pid {pid} was ended; ")).unwrap_or_default();
-                self.begun(name, Ok(started)).map(|now| format!("{was}{now}"))
-            }
-            Ok(Restarted::Meanwhile(pid)) => Ok(format!("was started meanwhile and runs as pid {pid}")),
-            Err(RestartError::Start(err)) => self.begun(name, Err(err)),
-            Err(err) => Err(chain(&err)),
-        }
-    }
-
-    /// A process was started, or could not be.
-    fn begun(&self, name: &str, started: Result<Started, StartError>) -> Result<String, String> {
-        match started {
-            Ok(Started { pid, pidfd, stderr }) => {
-                *lock(&self.starts).entry(name.to_owned()).or_default() += 1;
-                self.send(Kind::ProcessStarted { name: name.to_owned(), pid });
-                self.watch(name, pid, pidfd, stderr)?;
-                Ok(format!("runs as pid {pid}"))
-            }
-            Err(err) => {
-                let why = chain(&err);
-                // For the trigger this is an end like any other: it counts and backs off.
-                self.send(Kind::ProcessExited {
-                    name: name.to_owned(),
-                    pid: 0,
-                    exit: Exit::default(),
-                    stderr_tail: vec![why.clone()],
-                });
-                Err(why)
-            }
-        }
-    }
-
-    fn shed(&self, name: &str, step: Shed) -> Result<String, String> {
-        let Some((pid, _)) = self.processes.running(name) else { return Err("does not run".to_owned()) };
-        shed_load::note(&self.running, name, step).map_err(|err| chain(&err))?;
-        // Said first: that it makes no progress from now on is no news.
-        self.send(Kind::LoadShed { process: name.to_owned(), step });
-        let done = match step {
-            Shed::Throttle => shed_load::throttle(pid).map(|()| "has the lowest priority"),
-            Shed::Freeze => shed_load::freeze(pid).map(|()| "is stopped"),
-            Shed::Terminate => {
-                // A stopped process would not hear that it shall end.
-                let nothing = Taken::default();
-                shed_load::give_back(pid, &nothing).map_err(|err| chain(&err))?;
-                self.stop(name)?;
-                Ok("has ended")
-            }
-        };
-        done.map(|done| format!("{name} {done}, until there is room")).map_err(|err| chain(&err))
-    }
-
-    fn give_back(&self, name: &str) -> Result<String, String> {
-        let Some(taken) = shed_load::taken(&self.running, name) else {
-            return Ok("nothing was taken".to_owned());
-        };
-        let done = match self.processes.running(name) {
-            Some((pid, _)) => {
-                shed_load::give_back(pid, &taken).map(|()| "runs on").map_err(|err| chain(&err))?
-            }
-            None if taken.terminated => self.start(name).map(|_runs| "runs again")?,
-            None => "does not run",
-        };
-        shed_load::forget(&self.running, name);
-        self.send(Kind::LoadGivenBack { process: name.to_owned() });
-        Ok(format!("{name} {done}"))
-    }
-
     /// Looks for errors in what `process` writes from now on: its logs, or its captured output.
     pub(super) fn follow(&self, process: &Process) {
         let [stdout, stderr] = start_process::log_files(&self.logs, &process.name);
@@ -253,18 +171,6 @@ impl Executor {
         };
         let window_ms = process.error_window.map(config::Span::as_millis);
         self.followed.follow(&process.name, &files, Limits { count: process.error_count, window_ms });
-    }
-
-    /// Watches a process that runs.
-    pub(super) fn watch(&self, name: &str, pid: u32, pidfd: OwnedFd, stderr: PathBuf) -> Result<(), String> {
-        self.processes
-            .watch(name, pid, pidfd, stderr)
-            .map_err(|err| format!("runs as pid {pid}, but cannot be watched: {err}"))
-    }
-
-    /// Ends a declared process.
-    pub(super) fn stop(&self, name: &str) -> Result<(), String> {
-        stop_process::stop(&self.processes, name, Ending::Stop).map(drop).map_err(|err| chain(&err))
     }
 
     pub(super) fn send(&self, kind: Kind) {

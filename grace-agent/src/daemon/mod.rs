@@ -17,6 +17,7 @@ mod scrub;
 mod store;
 mod supervisor;
 mod upkeep;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -29,9 +30,10 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 
+use crate::actions::own_cgroup::Cgroups;
 use crate::actions::restore_file;
 use crate::actions::shed_load;
-use crate::actions::start_process::{self, Adopted};
+use crate::actions::start_process::Adopted;
 use crate::api::server;
 use crate::api::view::{
     ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, ScanView, SourceView,
@@ -60,6 +62,7 @@ use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
 use crate::sources::round::Rounds;
+use crate::sources::units::Units;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::tasks::Queue;
@@ -204,6 +207,11 @@ fn serve(
         processes: Arc::clone(&processes),
         followed: Arc::clone(&followed),
         specs: Mutex::new(BTreeMap::new()),
+        templates: Mutex::new(BTreeMap::new()),
+        hooks: Mutex::new(BTreeMap::new()),
+        scaling: Mutex::new(()),
+        cgroups: Cgroups::open(state.path()),
+        units: Units::new(runtime.handle().clone()),
         starts: Mutex::new(BTreeMap::new()),
         quiet: Mutex::new(None),
         quarantine: state.quarantine(),
@@ -268,6 +276,7 @@ fn serve(
     }
     files.watch_folders(folders);
     declare_models(&config, &executor);
+    executor.set_hooks(&config.hook);
     for process in &config.process {
         declare(&executor, process.clone());
     }
@@ -386,6 +395,7 @@ fn serve(
     }
     journal.note("stop", "grace stopped".to_owned());
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    executor.cgroups.close();
     journal.close();
     let left: Vec<String> = lock(&executor.specs)
         .keys()
@@ -496,14 +506,18 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     };
     for name in gone {
         // Not owned any more is not the same as not wanted any more: it runs on.
-        lock(&executor.specs).remove(&name);
-        executor.followed.forget(&name);
-        start_process::forget(&name, &executor.running);
-        executor.send(Kind::ProcessForgotten { name });
+        lock(&executor.templates).remove(&name);
+        executor.forget_scale(&name);
+        for name in executor.replicas_of(&name) {
+            if let Err(why) = executor.disown(&name, false) {
+                tracing::error!(process = %name, %why, "not owned any more");
+            }
+        }
     }
     agent.scrub.set(config.snapshots.clone());
     *lock(&executor.hard_links) = config.snapshots.hard_links;
     declare_models(&config, executor);
+    executor.set_hooks(&config.hook);
     for process in &config.process {
         declare(executor, process.clone());
     }
@@ -611,14 +625,45 @@ fn declare_work(executor: &Executor, before: &Config, config: &Config) {
     }
 }
 
-/// Owns `process` from now on: adopts it where an earlier agent started it.
+/// Owns `process` and its replicas from now on: adopts those that an earlier agent started.
 fn declare(executor: &Executor, process: Process) {
+    let name = process.name.clone();
+    let (base, max) = (process.replicas, process.most());
+    let now = executor.noted_scale(&name, base, max);
+    let before = lock(&executor.templates).insert(name.clone(), process.clone());
+    if process.scales() || before.is_some_and(|old| old.scales()) {
+        executor.send(Kind::ScaleDeclared { name: name.clone(), base, max, now });
+    }
+    let names: Vec<String> = (1..=now).map(|index| process.replica(index).name).collect();
+    for more in executor.replicas_of(&name).into_iter().filter(|other| !names.contains(other)) {
+        if let Err(why) = executor.disown(&more, true) {
+            tracing::error!(process = %more, %why, "is one too many");
+        }
+    }
+    for index in 1..=now {
+        declare_one(executor, process.replica(index));
+    }
+}
+
+/// The same of one process.
+fn declare_one(executor: &Executor, process: Process) {
     let name = process.name.clone();
     let (policy, importance) = (process.restart_policy(), process.importance);
     let heartbeat_ms = process.heartbeat.map(config::Span::as_millis);
     executor.follow(&process);
     let expects = Kind::ProcessExpects { name: name.clone(), heartbeat_ms };
-    if let Some(old) = lock(&executor.specs).insert(name.clone(), process) {
+    let condition = process.condition();
+    let adopted = process.clone();
+    let old = lock(&executor.specs).insert(name.clone(), process);
+    if old.as_ref().map_or(condition != config::Condition::default(), |old| old.condition() != condition) {
+        executor.send(Kind::ProcessNeeds {
+            name: name.clone(),
+            after: condition.after,
+            awaits: condition.awaits,
+            watched_only: condition.watched_only,
+        });
+    }
+    if let Some(old) = old {
         executor.send(Kind::ProcessDeclared {
             name: name.clone(),
             policy,
@@ -630,30 +675,29 @@ fn declare(executor: &Executor, process: Process) {
         }
         return;
     }
-    adopt_or_start(executor, name, policy, importance);
+    adopt_or_start(executor, &adopted, policy, importance);
     if heartbeat_ms.is_some() {
         executor.send(expects);
     }
 }
 
 /// Declares a process that is new to this agent.
-fn adopt_or_start(executor: &Executor, name: String, policy: RestartPolicy, importance: u8) {
+fn adopt_or_start(executor: &Executor, process: &Process, policy: RestartPolicy, importance: u8) {
+    let name = process.name.clone();
     let taken = shed_load::taken(&executor.running, &name);
     shed_load::forget(&executor.running, &name);
-    match start_process::adopt(&name, &executor.logs, &executor.running, &executor.boot_id) {
+    match executor.adopt(process) {
         Adopted::Runs(started) => {
-            // An earlier agent shed it and did not live to give it back; whether there is pressure is found out anew.
-            if let Some(Err(err)) = taken.map(|taken| shed_load::give_back(started.pid, &taken)) {
-                tracing::error!(process = %name, why = %chain(&err), "what was shed cannot be given back");
-            }
-            executor.send(Kind::ProcessDeclared {
-                name: name.clone(),
-                policy,
-                importance,
-                pid: Some(started.pid),
-            });
-            if let Err(why) = executor.watch(&name, started.pid, started.pidfd, started.stderr) {
+            let pid = Some(started.pid);
+            executor.send(Kind::ProcessDeclared { name: name.clone(), policy, importance, pid });
+            if let Err(why) = executor.watch(&name, started) {
                 tracing::error!(process = %name, %why, "adopted");
+            }
+            // An earlier agent shed it and did not live to give it back; whether there is pressure is found out anew.
+            if let Some(Err(err)) =
+                taken.map(|taken| shed_load::give_back(&executor.processes, &name, &taken))
+            {
+                tracing::error!(process = %name, why = %chain(&err), "what was shed cannot be given back");
             }
         }
         Adopted::Ended(pid) => {

@@ -110,6 +110,7 @@ impl Upkeep {
                     probes.forget_leftovers();
                 }
             }
+            self.executor.look_for_all();
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
             }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FILEID_KERNFS: i32 = 0xfe;
 
 /// Where cgroup v2 is mounted.
-fn mount() -> Option<PathBuf> {
+pub(crate) fn mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);

@@ -1,6 +1,6 @@
 //! The sources: each reads the host and produces events. A source never writes to the host and never judges.
 
-mod cgroup;
+pub(crate) mod cgroup;
 pub mod dependencies;
 pub mod ebpf;
 pub mod endpoints;
@@ -20,12 +20,15 @@ pub mod logs;
 pub mod look;
 mod mapped;
 mod marks;
+pub mod matching;
 pub mod pressure;
 pub mod processes;
 mod progress;
+pub mod ready;
 pub mod records;
 pub mod repos;
 pub mod round;
 mod tally;
 mod tests_for;
+pub mod units;
 pub mod who;

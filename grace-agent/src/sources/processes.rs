@@ -4,9 +4,10 @@
 //! status of adopted ones, who sent the fatal signal and the peak of memory. One thread waits on all pidfds. What their
 //! descendants do (`lineage.rs`), which calls were slow and whether they make progress (`progress.rs`) comes in here, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
@@ -49,6 +50,12 @@ struct Running {
     pidfd: OwnedFd,
     since: Timestamp,
     stderr: PathBuf,
+    /// The folder of its cgroup, where it has one of its own.
+    cgroup: Option<PathBuf>,
+    /// Who it is beyond its number.
+    ticks: Option<StartTicks>,
+    /// It said `READY=1`.
+    ready: bool,
     /// Grace ends it on purpose.
     ending: Option<Ending>,
     progress: Progress,
@@ -59,9 +66,30 @@ struct Running {
     timed: Option<[[u32; BUCKETS]; SYSCALL_CLASSES]>,
 }
 
+/// A process that runs and is to be watched.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process id.
+    pub pid: u32,
+    /// A handle of exactly this process.
+    pub pidfd: OwnedFd,
+    /// Where its stderr goes.
+    pub stderr: PathBuf,
+    /// The folder of its cgroup, where it has one of its own.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Who said `READY=1` before it was watched: so many of them are remembered.
+const EARLY: usize = 64;
+
+/// `PIDFD_SIGNAL_PROCESS_GROUP` of pidfd_send_signal(2), since Linux 6.9.
+const PROCESS_GROUP: u32 = 4;
+
 /// Why Grace ends a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
+    /// It does not get ready: an end like any other.
+    NotReady,
     /// It shall not run.
     Stop,
     /// It shall be started again.
@@ -90,6 +118,8 @@ pub struct Processes {
     lineage: Mutex<Lineage>,
     /// The second in which slow calls were told last, and how many of them.
     slow_told: Mutex<(u64, u32)>,
+    /// Who said `READY=1` before it was watched: it may be quicker than that.
+    early: Mutex<VecDeque<u32>>,
 }
 
 /// Identity of a process beyond its number, which is used again.
@@ -128,6 +158,7 @@ impl Processes {
             out,
             lineage: Mutex::new(Lineage::default()),
             slow_told: Mutex::new((0, 0)),
+            early: Mutex::new(VecDeque::new()),
         });
         let weak = Arc::downgrade(&this);
         let fd = this.epoll.try_clone()?;
@@ -149,7 +180,8 @@ impl Processes {
     }
 
     /// Watches `pid` as the declared process `name`. The caller vouches that `pidfd` is of that process.
-    pub fn watch(&self, name: &str, pid: u32, pidfd: OwnedFd, stderr: PathBuf) -> io::Result<()> {
+    pub fn watch(&self, name: &str, started: Started) -> io::Result<()> {
+        let Started { pid, pidfd, stderr, cgroup } = started;
         lock(&self.lineage).begin(pid);
         if let Some(probes) = &self.probes {
             // Refused only where the map is full; the status then still comes from waitid.
@@ -177,6 +209,9 @@ impl Processes {
                 pidfd,
                 since,
                 stderr,
+                cgroup,
+                ticks: start_ticks(pid),
+                ready: lock(&self.early).contains(&pid),
                 ending: None,
                 progress,
                 slow_from,
@@ -424,6 +459,65 @@ impl Processes {
         }
     }
 
+    /// Does something to the process `name` while nobody can take its number: what is not reaped keeps it, and whoever is
+    /// not Grace's child is who it was. None: it does not run.
+    pub fn held<T>(&self, name: &str, act: impl FnOnce(u32, &OwnedFd) -> T) -> Option<T> {
+        let running = lock(&self.running);
+        let found = running.values().find(|r| r.name == name)?;
+        (found.ticks.is_some() && start_ticks(found.pid) == found.ticks).then(|| act(found.pid, &found.pidfd))
+    }
+
+    /// Sends `signal` to the process `name` and, where it leads a process group, to all of that. False: it does not run.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn signal_group(&self, name: &str, signal: rustix::process::Signal) -> io::Result<bool> {
+        self.held(name, |pid, pidfd| signal_all(pid, pidfd, signal)).transpose().map(|sent| sent.is_some())
+    }
+
+    /// The folder of the cgroup of the process `name`, where it runs and has one of its own.
+    #[must_use]
+    pub fn cgroup(&self, name: &str) -> Option<PathBuf> {
+        lock(&self.running).values().find(|r| r.name == name)?.cgroup.clone()
+    }
+
+    /// The process `pid` said that it is ready: it, or whose descendant it is.
+    pub fn said_ready(&self, pid: u32) {
+        if let Some(name) = self.name_of_family(pid) {
+            lock(&self.running).values_mut().filter(|r| r.name == name).for_each(|r| r.ready = true);
+            return;
+        }
+        let mut early = lock(&self.early);
+        if early.len() >= EARLY {
+            early.pop_front();
+        }
+        early.push_back(pid);
+    }
+
+    /// Whether the process `name` runs as `pid`, and has said that it is ready.
+    #[must_use]
+    pub fn is_ready(&self, name: &str, pid: u32) -> Option<bool> {
+        lock(&self.running).values().find(|r| r.name == name && r.pid == pid).map(|r| r.ready)
+    }
+
+    /// The process `name` is about to be ended by somebody else, for Grace.
+    pub fn expect_end(&self, name: &str, ending: Ending) {
+        lock(&self.running).values_mut().filter(|r| r.name == name).for_each(|r| r.ending = Some(ending));
+    }
+
+    /// Watches the process `name` no more: it runs on.
+    pub fn unwatch(&self, name: &str) {
+        let mut running = lock(&self.running);
+        let slots: Vec<u64> = running.iter().filter(|(_, r)| r.name == name).map(|(slot, _)| *slot).collect();
+        for running in slots.iter().filter_map(|slot| running.remove(slot)) {
+            let _ = epoll::delete(&self.epoll, &running.pidfd);
+            if let Some(probes) = &self.probes {
+                probes.unwatch_task(running.pid);
+            }
+            lock(&self.lineage).end(running.pid);
+        }
+    }
+
     /// Sends `signal` to the process `name` through its pidfd, and notes that its end is asked for.
     pub fn ask_to_end(
         &self,
@@ -458,10 +552,13 @@ impl Processes {
         }
         let began = seen.map_or(running.since, |s| Timestamp(s.start_ns));
         let mut exit = self.exit_from(status.ok().flatten().as_ref(), seen.as_ref(), began, at);
-        exit.asked_for = running.ending.is_some();
+        exit.asked_for = matches!(running.ending, Some(Ending::Stop | Ending::Restart));
         exit.restarting = running.ending == Some(Ending::Restart);
         lock(&self.lineage).end(running.pid);
-        let stderr_tail = tail(&running.stderr).unwrap_or_default();
+        let mut stderr_tail = tail(&running.stderr).unwrap_or_default();
+        if running.ending == Some(Ending::NotReady) {
+            stderr_tail.push("ended by Grace: it was not ready in time".to_owned());
+        }
         let kind = Kind::ProcessExited { name: running.name, pid: running.pid, exit, stderr_tail };
         self.send(kind, at);
     }
@@ -552,6 +649,42 @@ fn family(root: u32) -> Vec<u32> {
         }
     }
     out
+}
+
+/// The signal with this number.
+#[must_use]
+pub fn signal_of(number: i32) -> Option<rustix::process::Signal> {
+    rustix::process::Signal::from_named_raw(number)
+}
+
+/// Sends `signal` to `pid` and, where it leads a process group, to all of that. The caller vouches that `pid` is still the
+/// process of `pidfd`.
+fn signal_all(pid: u32, pidfd: &OwnedFd, signal: rustix::process::Signal) -> io::Result<()> {
+    let raw = i32::try_from(pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
+    let Some(raw) = raw else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let leads = rustix::process::getpgid(Some(raw)).is_ok_and(|group| group == raw);
+    let sent = if leads {
+        match signal_group_of(pidfd, signal) {
+            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {
+                rustix::process::kill_process_group(raw, signal).map_err(Into::into)
+            }
+            sent => sent,
+        }
+    } else {
+        rustix::process::pidfd_send_signal(pidfd, signal).map_err(Into::into)
+    };
+    sent.or_else(|err| if err.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(err) })
+}
+
+/// Sends `signal` to the group of the process of `pidfd`. EINVAL: the kernel cannot.
+#[expect(unsafe_code, reason = "pidfd_send_signal(2) with flags has no safe wrapper")]
+fn signal_group_of(pidfd: &OwnedFd, signal: rustix::process::Signal) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a descriptor that is open, three integers and no pointer (none is allowed).
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal.as_raw(), info, PROCESS_GROUP)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A pidfd of `pid`.

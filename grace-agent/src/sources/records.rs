@@ -364,6 +364,9 @@ impl Reader {
         if bytes.first().is_some_and(|b| matches!(b, b'{' | b'[')) {
             self.json(Datagram { bytes, ..datagram }, tally, now);
         } else if notify::is_notify(bytes) {
+            if notify::is_ready(bytes) {
+                self.shared.processes.said_ready(datagram.pid);
+            }
             if notify::is_sign_of_life(bytes) {
                 let name = self.process_of(datagram.pid, now);
                 let said = name.as_deref().ok_or(Refused::Sender);

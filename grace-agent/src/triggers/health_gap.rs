@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_NAME, MAX_NAMES, MAX_NOTES, Spec, Trigger, lasting, unusable};
-use crate::action::Action;
+use crate::action::{Action, Shed};
 use crate::baseline::Baseline;
 use crate::config;
 use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{Finding, Route, Subject, Verdict, who};
-use process::{Process, describe};
+use process::{Needs, Process, Wait, describe};
 use pulse::{Beat, Pulse, Rule};
 use work::Output;
 
@@ -30,7 +30,9 @@ pub static SPEC: Spec = Spec {
            it, how long it ran and its last lines of stderr. Repairs by starting it again: at once the first time, then \
            after `backoff`, doubling up to `backoff_max`, at most `burst` times within `interval`; a process that ran \
            for `stable` begins anew. When the budget is used up a task is filed and Grace waits until it is free \
-           again. Clears when the process has run for `settle`.\n\
+           again. Clears when the process has run for `settle`, from when it was ready on (`ready`). What others need \
+           (`after`) is started before them; when many are down they are started one after the other. What was shed is not \
+           missed.\n\
            Fires when its heartbeats are missing for `heartbeat_factor` times their gap, declared (`heartbeat`) or \
            learned, and when it runs for `spinning` without any system call, where that is set. Repairs by restarting \
            it, within the same budget; then a task. Clears when heartbeats came twice in time, or the new process ran for \
@@ -61,6 +63,8 @@ pub struct HealthGap {
     owners: BTreeMap<(Output, String), String>,
     /// Outputs of all processes.
     outputs: usize,
+    /// What is needed by processes that are not declared yet.
+    needs: BTreeMap<String, Needs>,
     /// What earlier runs learned of what did not come yet.
     earlier: Kept,
     /// When hearts and outputs are looked at again; each comes later than it did when this was set, not sooner.
@@ -123,6 +127,7 @@ impl HealthGap {
             hearts: BTreeMap::new(),
             owners: BTreeMap::new(),
             outputs: 0,
+            needs: BTreeMap::new(),
             earlier: Kept::default(),
             sweep: None,
             refused: 0,
@@ -241,6 +246,77 @@ impl HealthGap {
     }
 }
 
+impl HealthGap {
+    /// What is not up of that which `name` needs. What is not declared is not waited for.
+    fn lacks(&self, name: &str) -> Option<&String> {
+        let after = &self.processes.get(name)?.needs.after;
+        after.iter().find(|other| self.processes.get(*other).is_some_and(|p| !p.up))
+    }
+
+    /// `name` was declared and is to be started, unless it runs already.
+    fn first_start(&mut self, name: &str, runs: bool, now: Timestamp) -> Option<Verdict> {
+        let needs = self.needs.remove(name);
+        let process = self.processes.get_mut(name)?;
+        process.needs = needs.unwrap_or_default();
+        if runs {
+            return None;
+        }
+        if process.needs.watched_only {
+            return process.absent(name, now);
+        }
+        // Those that it needs may be declared after it.
+        process.waits = Wait::First;
+        if self.lacks(name).is_some() || !self.all_declared(name) {
+            return None;
+        }
+        self.processes.get_mut(name)?.waits = Wait::None;
+        Some(start(name))
+    }
+
+    fn all_declared(&self, name: &str) -> bool {
+        let after = self.processes.get(name).map(|p| p.needs.after.as_slice()).unwrap_or_default();
+        after.iter().all(|other| self.processes.contains_key(other))
+    }
+
+    /// Starts what waited for something that is up now.
+    fn go_on(&mut self, now: Timestamp, out: &mut Vec<Verdict>) {
+        let waiting = self.processes.iter().filter(|(_, p)| p.waits != Wait::None);
+        let ready: Vec<String> = waiting
+            .map(|(name, _)| name)
+            .filter(|name| self.lacks(name).is_none() && self.all_declared(name))
+            .cloned()
+            .collect();
+        for name in ready {
+            let Some(process) = self.processes.get_mut(&name) else { continue };
+            match std::mem::take(&mut process.waits) {
+                Wait::First => out.push(start(&name)),
+                Wait::Again => out.extend(process.start_again(&name, now, 0)),
+                Wait::None => {}
+            }
+        }
+    }
+
+    /// What is down, and needs something that is down, too, is not started before that.
+    fn hold_back(&mut self, now: Timestamp, out: &mut Vec<Verdict>) {
+        let down = self
+            .processes
+            .iter()
+            .filter(|(_, p)| !p.up && p.waits == Wait::None && !p.needs.after.is_empty());
+        let lacking: Vec<(String, String)> =
+            down.filter_map(|(name, _)| Some((name.clone(), self.lacks(name)?.clone()))).collect();
+        for (name, first) in lacking {
+            if let Some(process) = self.processes.get_mut(&name) {
+                out.extend(process.wait_for(&name, &first, now));
+            }
+        }
+    }
+}
+
+fn start(name: &str) -> Verdict {
+    let action = Action::StartProcess { name: name.to_owned() };
+    Verdict::Wants(Subject::Process(name.to_owned()), action)
+}
+
 /// When heartbeats are missing.
 fn heartbeats(settings: &config::HealthGap, declared: Option<Duration>) -> Rule {
     Rule { declared, factor: settings.heartbeat_factor, at_least: settings.heartbeat_at_least.get() }
@@ -302,14 +378,36 @@ impl Trigger for HealthGap {
                 None => {
                     let learn = self.settings.learn;
                     out.extend(self.declare(name, || Process::new(policy.clone(), *pid, learn)));
-                    if pid.is_none() {
-                        out.push(Verdict::Wants(
-                            Subject::Process(name.clone()),
-                            Action::StartProcess { name: name.clone() },
-                        ));
-                    }
+                    out.extend(self.first_start(name, pid.is_some(), now));
+                    self.go_on(now, &mut out);
                 }
             },
+            Kind::ProcessNeeds { name, after, awaits, watched_only } => {
+                let needs = Needs { after: after.clone(), awaits: *awaits, watched_only: *watched_only };
+                match self.processes.get_mut(name) {
+                    Some(process) => process.needs = needs,
+                    None if self.needs.len() < MAX_NAMES => {
+                        self.needs.insert(name.clone(), needs);
+                    }
+                    None => {}
+                }
+            }
+            Kind::ProcessReady { name, pid, .. } => {
+                if let Some(process) = self.processes.get_mut(name) {
+                    process.ready(*pid, now, &self.settings);
+                }
+                self.go_on(now, &mut out);
+            }
+            Kind::LoadShed { process, step } if *step != Shed::Notify => {
+                if let Some(process) = self.processes.get_mut(process) {
+                    process.shed();
+                }
+            }
+            Kind::LoadGivenBack { process } => {
+                if let Some(process) = self.processes.get_mut(process) {
+                    process.given_back();
+                }
+            }
             Kind::ProcessExpects { name, heartbeat_ms } => {
                 if let Some(process) = self.processes.get_mut(name) {
                     process.expects(heartbeat_ms.map(Duration::from_millis), now, &self.settings);
@@ -320,16 +418,23 @@ impl Trigger for HealthGap {
                     self.outputs -= process.work.len();
                     out.extend(process.forgotten(name));
                 }
+                self.needs.remove(name);
+                self.processes.values_mut().for_each(|p| p.needs.after.retain(|other| other != name));
+                // Nobody waits for what is not owned any more.
+                self.go_on(now, &mut out);
             }
             Kind::ProcessStarted { name, pid } => {
                 if let Some(process) = self.processes.get_mut(name) {
                     out.extend(process.started(name, *pid, now, &self.settings));
                 }
+                self.go_on(now, &mut out);
             }
             Kind::ProcessExited { name, pid, exit, stderr_tail } => {
+                let down = self.processes.values().filter(|p| !p.up).count();
                 if let Some(process) = self.processes.get_mut(name) {
-                    out.extend(process.ended(name, *pid, exit, stderr_tail, now));
+                    out.extend(process.ended(name, *pid, exit, stderr_tail, now, down));
                 }
+                self.hold_back(now, &mut out);
             }
             Kind::DescendantExited { name, who: child, exit } => {
                 if let Some(process) = self.processes.get_mut(name) {

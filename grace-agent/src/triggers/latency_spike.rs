@@ -1,7 +1,8 @@
 //! `latency_spike`: work comes in faster than it is done: a queue is too deep, a route too slow, a process's system calls
 //! take long, or connections wait to be accepted.
 //!
-//! Here is what is seen and said · `latency_spike/level.rs` judges one level.
+//! Here is what is seen and said · `latency_spike/level.rs` judges one level · `scale.rs` how many replicas there are, and shall
+//! be.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,8 +17,10 @@ use crate::event::{Event, Kind, Timestamp};
 use crate::firing::{self, Finding, Subject, Verdict};
 use crate::sketch::Sketch;
 use level::{Change, Level, Rule, for_how_long};
+use scale::Scale;
 
 mod level;
+mod scale;
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
@@ -31,9 +34,11 @@ pub static SPEC: Spec = Spec {
            when it was seen below `clear` times the threshold for `clear_for`: a level that nobody tells is no recovery. \
            What is learned is learned only while nothing is wrong, and a value counts as normal only when nothing was \
            wrong for ten minutes after it; a lasting new level becomes normal only after `relearn_after`, which is off by \
-           default. Files a task with the facts.",
+           default. Where the `process` of a queue, a route or a listener may have more replicas (`max_replicas`) it gets one \
+           more, and another one until that helps; `scale_down_after` without a spike later one less, and so on. Else, and \
+           then, files a task with the facts.",
     subjects: "queues, routes, declared processes",
-    remedy: "file a task",
+    remedy: "scale up by one replica at a time, down again when it cleared → file a task",
     needs: "applications that tell depths and latencies; syscall_latency (root) for calls; sock_diag for accept queues of \
             the agent's own network namespace",
     evidence: &["records"],
@@ -55,6 +60,8 @@ pub struct LatencySpike {
     queues: BTreeMap<String, Queue>,
     routes: BTreeMap<String, Route>,
     processes: BTreeMap<String, Process>,
+    /// What more than one of may run, by name.
+    scales: BTreeMap<String, Scale>,
     earlier: Kept,
     /// Records under names beyond the limit.
     refused: u64,
@@ -124,6 +131,7 @@ impl LatencySpike {
             queues: BTreeMap::new(),
             routes: BTreeMap::new(),
             processes: BTreeMap::new(),
+            scales: BTreeMap::new(),
             earlier: Kept::default(),
             refused: 0,
         }
@@ -172,7 +180,9 @@ impl LatencySpike {
 
     fn depth(&mut self, name: &str, depth: f64, max: f64, now: Timestamp) -> Option<Verdict> {
         let settings = self.settings.clone();
-        let queue = self.queue(name)?;
+        self.queue(name)?;
+        let Self { queues, scales, .. } = self;
+        let queue = queues.get_mut(name)?;
         let rule =
             Rule { limit: queue.limit, factor: settings.queue_factor, at_least: settings.queue_at_least };
         let change = queue.depth.judge(depth, now, &rule, &settings);
@@ -184,6 +194,8 @@ impl LatencySpike {
             rule,
             normal: normal(&queue.depth, ""),
             evidence: works_off(queue.process.as_deref(), "worked off"),
+            scale: scale_up(scales, queue.process.as_deref()),
+            by: queue.process.clone(),
             title: "Find out why a queue grows faster than it is worked off, and fix it or give it more workers",
             acceptance: "the queue stays below its threshold and latency_spike clear for 10 minutes",
         })
@@ -191,7 +203,9 @@ impl LatencySpike {
 
     fn latency(&mut self, name: &str, took_ms: &Sketch, now: Timestamp) -> Option<Verdict> {
         let settings = self.settings.clone();
-        let route = self.route(name)?;
+        self.route(name)?;
+        let Self { routes, scales, .. } = self;
+        let route = routes.get_mut(name)?;
         route.took_ms.merge(took_ms);
         let began = *route.began.get_or_insert(now);
         let calls = route.took_ms.count();
@@ -219,6 +233,8 @@ impl LatencySpike {
             rule,
             normal: normal(&route.p95, " ms"),
             evidence: works_off(route.process.as_deref(), "answered"),
+            scale: scale_up(scales, route.process.as_deref()),
+            by: route.process.clone(),
             title: "Find out why a route answers slowly, and fix it or give it more workers",
             acceptance: "the route's p95 stays below its threshold and latency_spike clear for 10 minutes",
         })
@@ -247,6 +263,8 @@ impl LatencySpike {
             rule,
             normal,
             evidence: Vec::new(),
+            scale: Vec::new(),
+            by: None,
             title: "Find out why system calls of a declared process take long, and fix it",
             acceptance: "its calls take their usual time and latency_spike stays clear for 10 minutes",
         })
@@ -281,9 +299,34 @@ impl LatencySpike {
             rule,
             normal: "none waits for long".into(),
             evidence: Vec::new(),
+            scale: scale_up(&self.scales, Some(name)),
+            by: None,
             title: "Find out why a declared process accepts connections too slowly, and fix it or give it more workers",
             acceptance: "its accept queues stay short and latency_spike clear for 10 minutes",
         })
+    }
+}
+
+impl LatencySpike {
+    /// Takes back one replica of whatever was scaled up and has had no spike for long enough.
+    fn scale_down(&mut self, now: Timestamp) -> Vec<Verdict> {
+        let mut out = Vec::new();
+        if self.scales.values().all(|scale| !scale.is_up()) {
+            return out;
+        }
+        let after = self.settings.scale_down_after.get();
+        let Self { queues, routes, processes, scales, .. } = self;
+        for (name, scale) in scales.iter_mut().filter(|(_, scale)| scale.is_up()) {
+            let by = |process: &Option<String>| process.as_ref() == Some(name);
+            let fires = queues.values().any(|q| by(&q.process) && q.depth.fires())
+                || routes.values().any(|r| by(&r.process) && r.p95.fires())
+                || processes.get(name).is_some_and(|p| p.listeners.values().any(Level::fires));
+            if let Some(to) = scale.down(fires, now, after) {
+                let action = Action::Scale { name: name.clone(), to };
+                out.push(Verdict::Wants(Subject::Process(name.clone()), action));
+            }
+        }
+        out
     }
 }
 
@@ -326,6 +369,10 @@ struct Said {
     rule: Rule,
     normal: String,
     evidence: Vec<String>,
+    /// What may help.
+    scale: Vec<Action>,
+    /// What does the work.
+    by: Option<String>,
     title: &'static str,
     acceptance: &'static str,
 }
@@ -357,10 +404,14 @@ fn say(change: Change, subject: Subject, now: Timestamp, what: impl FnOnce() -> 
         writer: None,
         noticed_by: None,
         evidence: said.evidence,
-        remedy: vec![Action::FileTask { title: said.title.into(), acceptance: said.acceptance.into() }],
+        remedy: said
+            .scale
+            .into_iter()
+            .chain([Action::FileTask { title: said.title.into(), acceptance: said.acceptance.into() }])
+            .collect(),
         delay: Duration::ZERO,
         hold: None,
-        depends_on: Vec::new(),
+        depends_on: said.by.into_iter().map(Subject::Process).collect(),
     })))
 }
 
@@ -370,6 +421,11 @@ fn normal(level: &Level, unit: &str) -> String {
         (None, Some((have, need))) => format!("learning, {have} of {need} values"),
         (None, None) => "not known".into(),
     }
+}
+
+/// The rungs that let more of `process` run.
+fn scale_up(scales: &BTreeMap<String, Scale>, process: Option<&str>) -> Vec<Action> {
+    process.and_then(|name| Some(scales.get(name)?.rungs(name))).unwrap_or_default()
 }
 
 fn works_off(process: Option<&str>, how: &str) -> Vec<String> {
@@ -417,7 +473,23 @@ impl Trigger for LatencySpike {
                 self.processes.entry(name.clone()).or_default();
                 None
             }
+            Kind::ScaleDeclared { name, base, max, now: count } => {
+                if base >= max {
+                    self.scales.remove(name);
+                } else if self.scales.len() < MAX_NAMES {
+                    let down = now.after(self.settings.scale_down_after.get());
+                    self.scales.insert(name.clone(), Scale::new(*base, *max, *count, down));
+                }
+                None
+            }
+            Kind::Scaled { name, to } => {
+                if let Some(scale) = self.scales.get_mut(name) {
+                    scale.now(*to, now.after(self.settings.scale_down_after.get()));
+                }
+                None
+            }
             Kind::ProcessForgotten { name } => {
+                self.scales.remove(name);
                 self.processes.remove(name).and_then(|mut p| p.ended(name, "not owned any more"))
             }
             Kind::ProcessExited { name, pid, .. } => {
@@ -444,7 +516,11 @@ impl Trigger for LatencySpike {
             },
             _ => None,
         };
-        verdict.into_iter().collect()
+        verdict.into_iter().chain(self.scale_down(now)).collect()
+    }
+
+    fn wake(&self) -> Option<Timestamp> {
+        self.scales.values().filter_map(Scale::due).min()
     }
 
     fn learned(&self) -> Option<serde_json::Value> {

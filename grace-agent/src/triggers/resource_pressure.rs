@@ -21,11 +21,12 @@ pub static SPEC: Spec = Spec {
     help: "Samples processors, memory, swap, stalls (PSI), open files, process ids, and space and inodes of local file \
            systems. Fires when one has been above its limit ([pressure]) without a break for `sustained`. Where load \
            can help it sheds load: of the declared processes the least important ones first (`importance`, 100 never), \
-           step by step as `[pressure] steps` says: throttle (lowest priority), freeze (stopped), terminate. Clears when \
+           step by step as `[pressure] steps` says: notify (`shed_signal`), throttle (lowest priority, and a small share where its \
+           cgroup can be limited), freeze (stopped), terminate. Clears when \
            the reading was `margin` points below the limit for as long as it took to fire; what was shed is given back \
            then, the last first. Not seen is neither: without samples it keeps its verdict.",
     subjects: "resources of the host",
-    remedy: "shed load of the least important: throttle (→ freeze → terminate, where allowed) → task",
+    remedy: "shed load of the least important: throttle (notify, freeze, terminate, where allowed) → task",
     needs: "/proc; PSI (psi=1) for stalls",
     evidence: &[],
     route: Route::SelfHealing,

@@ -23,6 +23,11 @@ pub(super) fn is_sign_of_life(datagram: &[u8]) -> bool {
     })
 }
 
+/// True where it says that the sender is ready to work.
+pub(super) fn is_ready(datagram: &[u8]) -> bool {
+    datagram.split(|b| *b == b'\n').any(|line| line == b"READY=1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

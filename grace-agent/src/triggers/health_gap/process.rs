@@ -35,6 +35,36 @@ enum Ail {
     Silent,
 }
 
+/// What must be so before a process is started, and what makes it run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// These are up.
+    pub(super) after: Vec<String>,
+    /// It says when it is ready.
+    pub(super) awaits: bool,
+    /// Grace cannot start it.
+    pub(super) watched_only: bool,
+}
+
+/// What a process waits for that is not up yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// For nothing.
+    #[default]
+    None,
+    /// To be started for the first time.
+    First,
+    /// To be started again.
+    Again,
+}
+
+/// So many processes that are down at the same time are a storm: they are started one after the other.
+const STORM: usize = 8;
+/// How far apart, on average.
+const APART: Duration = Duration::from_millis(5);
+/// A process that waits for others is started again so much later: their end may be told after its own.
+const BEHIND: Duration = Duration::from_millis(50);
+
 /// A declared process.
 pub(super) struct Process {
     policy: RestartPolicy,
@@ -57,6 +87,14 @@ pub(super) struct Process {
     stuck: Option<(Doing, Timestamp, Option<String>)>,
     /// What was slow or went wrong below it lately, oldest first.
     lately: VecDeque<(Timestamp, String)>,
+    /// What must be so before it is started, and what makes it run.
+    pub(super) needs: Needs,
+    /// It runs, and is ready where it says so.
+    pub(super) up: bool,
+    /// It is to be started once what it needs is up.
+    pub(super) waits: Wait,
+    /// Load was taken from it: it cannot be heard of, or get on, as it normally does.
+    shed: bool,
     /// What is wrong with it while it runs, and the worst that was said.
     ails: BTreeSet<Ail>,
     said: Option<Ail>,
@@ -82,6 +120,10 @@ impl Process {
             retry: None,
             stuck: None,
             lately: VecDeque::new(),
+            needs: Needs::default(),
+            up: pid.is_some(),
+            waits: Wait::None,
+            shed: false,
             ails: BTreeSet::new(),
             said: None,
             declared: None,
@@ -154,6 +196,9 @@ impl Process {
 
     /// When time alone changes what is to be said of it.
     pub(super) fn wake(&self, settings: &config::HealthGap) -> Option<Timestamp> {
+        if self.shed {
+            return self.settled.into_iter().chain(self.retry).min();
+        }
         let stalls = self.stalls_at(settings).filter(|_| !self.ails.contains(&Ail::Stalled));
         [self.settled, self.retry, stalls, self.heart.due(), self.log.due()].into_iter().flatten().min()
     }
@@ -166,6 +211,27 @@ impl Process {
         settings: &config::HealthGap,
         out: &mut Vec<Verdict>,
     ) {
+        if !self.shed {
+            self.listen(name, now, settings, out);
+        }
+        if self.settled.is_some_and(|at| at <= now) {
+            self.settled = None;
+            let ran = humantime::format_duration(settings.settle.get());
+            let how = format!("runs again as pid {} for {ran}", self.pid.unwrap_or(0));
+            // Whoever was stuck is gone; what was not heard must be heard.
+            self.ails.remove(&Ail::Stalled);
+            if self.since.take().is_some() || self.said.is_some() {
+                out.extend(self.clear(name, how));
+            }
+        }
+        if self.retry.is_some_and(|at| at <= now) {
+            self.retry = None;
+            out.extend(self.start_again(name, now, 0));
+        }
+    }
+
+    /// Notices what is missing, or stands still.
+    fn listen(&mut self, name: &str, now: Timestamp, settings: &config::HealthGap, out: &mut Vec<Verdict>) {
         if !self.ails.contains(&Ail::Stalled) && self.stalls_at(settings).is_some_and(|at| at <= now) {
             let (doing, said) = (self.stuck.as_ref().map(|s| s.0), self.stall(name, settings, now));
             if let Some(finding) = said {
@@ -199,20 +265,6 @@ impl Process {
             // Nothing may have happened that is worth a line.
             out.extend(self.ail(Ail::Quiet, name, false, finding, now));
         }
-        if self.settled.is_some_and(|at| at <= now) {
-            self.settled = None;
-            let ran = humantime::format_duration(settings.settle.get());
-            let how = format!("runs again as pid {} for {ran}", self.pid.unwrap_or(0));
-            // Whoever was stuck is gone; what was not heard must be heard.
-            self.ails.remove(&Ail::Stalled);
-            if self.since.take().is_some() || self.said.is_some() {
-                out.extend(self.clear(name, how));
-            }
-        }
-        if self.retry.is_some_and(|at| at <= now) {
-            self.retry = None;
-            out.extend(self.start_again(name, now));
-        }
     }
 
     /// Something is wrong from now on; `restart`: that would mend it. What is said, where it is worse than what was said.
@@ -229,14 +281,14 @@ impl Process {
             return None;
         }
         self.said = Some(ail);
-        if restart && self.policy.restart != Restart::Never {
+        if restart && self.policy.restart != Restart::Never && !self.needs.watched_only {
             let reason = finding.summary.clone();
             finding.remedy.insert(0, Action::RestartProcess { name: name.to_owned(), reason });
             let stable = Duration::from_millis(self.policy.stable_ms);
             if self.began.is_none_or(|began| now.since(began) >= stable) {
                 self.streak = 0;
             }
-            match self.budget(now) {
+            match self.budget(name, now, 0) {
                 Ok(delay) => finding.delay = delay,
                 Err(why) => finding.hold = Some(why),
             }
@@ -299,9 +351,24 @@ impl Process {
         moves.then(|| self.mended(Ail::Flat, name, "its outputs change again"))?
     }
 
+    /// Load was taken from it: what is not heard of it from now on says nothing.
+    pub(super) fn shed(&mut self) {
+        self.shed = true;
+        self.stuck = None;
+    }
+
+    /// It has back what was taken, and what it did not say meanwhile is not missing.
+    pub(super) fn given_back(&mut self) {
+        self.shed = false;
+        self.stuck = None;
+        self.heart.pause();
+        self.log.pause();
+        self.work.pause();
+    }
+
     /// An output stands still.
     pub(super) fn flat(&mut self, name: &str, flat: Flat, now: Timestamp) -> Option<Verdict> {
-        self.pid?;
+        self.pid.filter(|_| !self.shed)?;
         // Who gives another sign of life works, and what stands still may be as it should.
         let restart = !flat.alive && !self.heart.alive();
         let finding = Box::new(Finding {
@@ -341,7 +408,7 @@ impl Process {
         since: Timestamp,
         wait: Option<String>,
     ) -> Option<Verdict> {
-        if self.pid != Some(pid) {
+        if self.pid != Some(pid) || self.shed {
             return None;
         }
         self.stuck = (doing != Doing::Working).then_some((doing, since, wait));
@@ -371,7 +438,9 @@ impl Process {
         self.pid = Some(pid);
         self.began = Some(now);
         self.retry = None;
-        if self.since.is_some() || self.said.is_some() {
+        self.waits = Wait::None;
+        self.up = !self.needs.awaits;
+        if self.up && (self.since.is_some() || self.said.is_some()) {
             self.settled = Some(now.after(settings.settle.get()));
         }
         self.log.pause();
@@ -386,6 +455,24 @@ impl Process {
             self.heart.pause();
         }
         None
+    }
+
+    /// It says that it is ready.
+    pub(super) fn ready(&mut self, pid: u32, now: Timestamp, settings: &config::HealthGap) {
+        if self.pid != Some(pid) || self.up {
+            return;
+        }
+        self.up = true;
+        if self.since.is_some() || self.said.is_some() {
+            self.settled = Some(now.after(settings.settle.get()));
+        }
+    }
+
+    /// It was not there when it began to be watched, and Grace cannot start it.
+    pub(super) fn absent(&mut self, name: &str, now: Timestamp) -> Option<Verdict> {
+        self.since.get_or_insert(now);
+        self.last = Some((0, Exit::default(), Vec::new()));
+        self.finding(name, now, Duration::ZERO, None).map(Verdict::Holds)
     }
 
     /// It was restarted because it was silent: how long it may take until it is heard of.
@@ -496,15 +583,18 @@ impl Process {
         exit: &Exit,
         stderr: &[String],
         now: Timestamp,
+        down: usize,
     ) -> Vec<Verdict> {
         if exit.restarting {
             // Grace's own doing: no crash, and no recovery either. The next one may have been told of already.
             if self.pid == Some(pid) {
-                (self.pid, self.settled, self.stuck) = (None, None, None);
+                (self.pid, self.settled, self.stuck, self.up) = (None, None, None, false);
             }
             return Vec::new();
         }
         self.pid = None;
+        self.up = false;
+        self.shed = false;
         self.settled = None;
         self.stuck = None;
         // What is said from now on is that it ended.
@@ -535,11 +625,16 @@ impl Process {
             return ailed.then(|| over("it has ended")).into_iter().chain(happened).collect();
         }
         self.since.get_or_insert(now);
-        self.start_again(name, now).into_iter().collect()
+        self.start_again(name, now, down).into_iter().collect()
     }
 
-    fn start_again(&mut self, name: &str, now: Timestamp) -> Option<Verdict> {
-        match self.budget(now) {
+    /// It is down and may be started again; `down`: so many others are, too.
+    pub(super) fn start_again(&mut self, name: &str, now: Timestamp, down: usize) -> Option<Verdict> {
+        self.waits = Wait::None;
+        if self.needs.watched_only {
+            return self.finding(name, now, Duration::ZERO, None).map(Verdict::Holds);
+        }
+        match self.budget(name, now, down) {
             Ok(delay) => self.finding(name, now, delay, None).map(Verdict::Holds),
             Err(hold) => {
                 // A budget of 0 is never free: no retry then.
@@ -549,12 +644,32 @@ impl Process {
         }
     }
 
+    /// It is down; what it needs is down, too, and comes first.
+    pub(super) fn wait_for(&mut self, name: &str, first: &str, now: Timestamp) -> Option<Verdict> {
+        if self.pid.is_some() || self.since.is_none() || self.waits == Wait::Again || self.needs.watched_only
+        {
+            return None;
+        }
+        self.waits = Wait::Again;
+        self.retry = None;
+        // It was not done yet: it costs nothing.
+        if self.restarts.back().is_some_and(|at| *at >= now) {
+            self.restarts.pop_back();
+            self.streak = self.streak.saturating_sub(1);
+        }
+        let why = format!("waits for process {}, which must be up first", first.escape_debug());
+        let mut finding = self.finding(name, now, Duration::ZERO, Some(why))?;
+        // There is nothing to find out about this one yet.
+        finding.remedy.truncate(1);
+        Some(Verdict::Holds(finding))
+    }
+
     fn interval(&self) -> Duration {
         Duration::from_millis(self.policy.interval_ms)
     }
 
     /// Takes one restart from the budget: after which delay it may be done, or why not.
-    fn budget(&mut self, now: Timestamp) -> Result<Duration, String> {
+    fn budget(&mut self, name: &str, now: Timestamp, down: usize) -> Result<Duration, String> {
         let interval = self.interval();
         while self.restarts.front().is_some_and(|at| at.after(interval) <= now) {
             self.restarts.pop_front();
@@ -566,16 +681,31 @@ impl Process {
                 humantime::format_duration(interval)
             ));
         }
-        let delay = self.delay();
+        let delay = self.delay(name) + self.turn(name, down);
         self.streak = self.streak.saturating_add(1);
         self.restarts.push_back(now.after(delay));
         Ok(delay)
     }
 
-    fn delay(&self) -> Duration {
+    /// The backoff, up to a quarter less, by its name and how often: those that fell together do not get up together again
+    /// and again.
+    fn delay(&self, name: &str) -> Duration {
         let Some(doublings) = self.streak.checked_sub(1) else { return Duration::ZERO };
         let factor = 1u64.checked_shl(doublings.min(62)).unwrap_or(u64::MAX);
-        Duration::from_millis(self.policy.backoff_ms.saturating_mul(factor).min(self.policy.backoff_max_ms))
+        let most = self.policy.backoff_ms.saturating_mul(factor).min(self.policy.backoff_max_ms);
+        let less = (most / 4).saturating_mul(scatter(name, self.streak) % 1000) / 1000;
+        Duration::from_millis(most - less)
+    }
+
+    /// How long it waits for its turn where `down` others are down.
+    fn turn(&self, name: &str, down: usize) -> Duration {
+        let behind = if self.needs.after.is_empty() { Duration::ZERO } else { BEHIND };
+        if down < STORM {
+            return behind;
+        }
+        let all =
+            u64::try_from((APART * u32::try_from(down).unwrap_or(u32::MAX)).as_millis()).unwrap_or(u64::MAX);
+        behind + Duration::from_millis(scatter(name, self.streak) % all.max(1))
     }
 
     fn finding(
@@ -586,10 +716,21 @@ impl Process {
         hold: Option<String>,
     ) -> Option<Box<Finding>> {
         let (pid, exit, stderr) = self.last.as_ref()?;
+        let starts = !self.needs.watched_only;
+        let start = starts.then(|| Action::StartProcess { name: name.to_owned() });
+        // The host's memory was used up: this one was only chosen.
+        let oom = exit.oom.as_ref().is_some_and(|why| why.starts_with("the host"));
+        let memory = ["memory", "swap", "memory_stall"].into_iter().filter(|_| oom);
+        let memory = memory.map(|resource| Subject::Host(resource.to_owned()));
+        let first = self.needs.after.iter().map(|other| Subject::Process(other.clone()));
         Some(Box::new(Finding {
             subject: subject(name),
             since: self.since.unwrap_or(now),
-            summary: describe(*pid, exit),
+            summary: if *pid == 0 && !starts {
+                "no process matches: Grace was not told how to start one".to_owned()
+            } else {
+                describe(*pid, exit)
+            },
             measured: format!(
                 "ended after {}{}",
                 humantime::format_duration(Duration::from_millis(exit.ran_ms)),
@@ -606,18 +747,28 @@ impl Process {
             writer: exit.sender.clone(),
             noticed_by: None,
             evidence: stderr.iter().cloned().chain(self.lately(now)).collect(),
-            remedy: vec![
-                Action::StartProcess { name: name.to_owned() },
-                Action::FileTask {
-                    title: "Find out why a declared process keeps ending, and fix it".into(),
+            remedy: start
+                .into_iter()
+                .chain([Action::FileTask {
+                    title: match starts {
+                        true => "Find out why a declared process keeps ending, and fix it".into(),
+                        false => "Start a process that must run, or tell Grace its command".into(),
+                    },
                     acceptance: "the process runs for 10 minutes and health_gap stays clear".into(),
-                },
-            ],
+                }])
+                .collect(),
             delay,
             hold,
-            depends_on: Vec::new(),
+            depends_on: first.chain(memory).collect(),
         }))
     }
+}
+
+/// A number that is as good as any, and always the same for the same name and count (FNV-1a).
+fn scatter(name: &str, count: u32) -> u64 {
+    let bytes = name.bytes().chain(count.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        >> 16
 }
 
 fn subject(name: &str) -> Subject {
