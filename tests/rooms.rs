@@ -55,6 +55,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("host", &[]),
     ("prompt", &[]),
     ("syntax", &["clock", "event", "syntax"]),
+    ("weights", &["clock", "file_state", "prompt", "sha256", "weights"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (

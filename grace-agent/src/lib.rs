@@ -37,3 +37,4 @@ pub mod state_dir;
 pub mod syntax;
 pub mod syntax_rule;
 pub mod triggers;
+pub mod weights;
