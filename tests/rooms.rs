@@ -15,7 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("file_state", &[]),
     ("firing", &["action", "event"]),
     ("action", &["event", "file_state", "firing", "shape"]),
-    ("config", &["action", "code_facts", "event", "reported"]),
+    ("config", &["action", "code_facts", "event", "file_state", "reported"]),
     ("sketch", &[]),
     ("reported", &[]),
     ("faults", &["event", "faults"]),
@@ -78,6 +78,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "risk",
             "shape",
             "sources",
+            "weights",
         ],
     ),
     ("known", &[]),
@@ -93,6 +94,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "snapshots",
             "sources",
             "state_dir",
+            "weights",
         ],
     ),
     (
@@ -110,6 +112,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "snapshots",
             "sources",
             "state_dir",
+            "weights",
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
@@ -138,6 +141,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "triggers",
             "engine",
             "action",
+            "weights",
         ],
     ),
     // Joins them all.
@@ -171,6 +175,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state_dir",
             "syntax",
             "triggers",
+            "weights",
         ],
     ),
 ];

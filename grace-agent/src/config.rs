@@ -17,11 +17,13 @@ use crate::event::{Restart, RestartPolicy};
 mod code;
 mod describe;
 mod load;
+mod weights;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
+pub use weights::{Canary, Model, Notify, Repair, Weights};
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -46,6 +48,8 @@ pub struct Config {
     pub file: Vec<File>,
     /// Models whose weights Grace keeps.
     pub model: Vec<Model>,
+    /// What is done with all weights.
+    pub weights: Weights,
     /// Limits over everything that Grace does.
     pub policy: Policy,
     /// Settings of single triggers.
@@ -180,19 +184,6 @@ pub struct File {
     /// Executables (paths, `*` allowed) whose change becomes the new known-good.
     #[serde(default)]
     pub writers: Vec<String>,
-}
-
-/// A model whose weights Grace keeps. Their known-good copy lies in the state folder: it takes as much room again where the
-/// file system cannot share it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Name, unique, as applications report its accuracy.
-    #[schemars(example = &"grace_reasoning")]
-    pub name: String,
-    /// Absolute path of its weights; `*` for several files.
-    #[schemars(example = &"/models/llm/*.safetensors")]
-    pub path: String,
 }
 
 /// Limits over everything that Grace does.

@@ -1,8 +1,10 @@
 //! The verbs: one file per action of the closed enum `action::Action`. They change the host and never decide.
 
+pub mod ask_canary;
 pub mod quarantine;
 pub mod restart_process;
 pub mod restore_file;
+pub mod restore_weights;
 pub mod shed_load;
 pub mod start_process;
 pub mod stop_process;

@@ -11,7 +11,7 @@ use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
 use super::judge::{Duties, Notes};
-use super::{declare, degraded, pauses};
+use super::{declare, degraded, models, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::view::{
@@ -26,12 +26,13 @@ use crate::config::{Config, Process};
 use crate::engine;
 use crate::error_chain::chain;
 use crate::event::Kind;
-use crate::file_state::{ContentKind, FileState};
+use crate::file_state::{ContentKind, FileState, KnownGood};
 use crate::firing::{FiringId, Route, Scope, State, Subject};
 use crate::host;
 use crate::journal::Journal;
 use crate::reported::Reported;
 use crate::safe_path::own_name;
+use crate::snapshots::objects::ObjectError;
 use crate::snapshots::{Snapshot, Take};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
@@ -39,6 +40,8 @@ use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
+use crate::sources::scrub::Scrub;
+use crate::sources::weights::look_whole;
 
 /// The agent as the socket sees it.
 pub(super) struct Agent {
@@ -67,11 +70,18 @@ pub(super) struct Agent {
     pub(super) cost: Arc<Mutex<CostView>>,
     pub(super) records: Records,
     pub(super) boot_scan: Arc<BootScan>,
+    pub(super) scrub: Arc<Scrub>,
 }
 
 impl Agent {
     fn sources(&self) -> Vec<SourceView> {
         let mut out = self.executor.files.health();
+        if let Some(told) = models::hashing(&self.executor.hashing)
+            && let Some(view) = out.iter_mut().find(|view| view.name == "weights")
+        {
+            view.detail = format!("{}; {told}", view.detail);
+        }
+        out.push(self.scrub.health());
         let specs = lock(&self.executor.specs).len();
         out.push(SourceView {
             name: "processes".into(),
@@ -139,12 +149,19 @@ impl Agent {
             writers: old.as_ref().map(|s| s.known.writers.clone()).unwrap_or_default(),
             reason: format!("snapshot by uid {} (pid {})", peer.uid, peer.pid),
         };
-        let taken = self.executor.store.take(path, take).map_err(|err| chain(&err))?;
+        let store = &self.executor.store;
+        let (taken, note) = if take.kind == ContentKind::Weights {
+            let keep = self.executor.models.of(path).map(|model| model.copy).unwrap_or_default();
+            let taken = store.take_weights(path, take, keep, &self.executor.hashing);
+            taken.map(|(taken, note)| (taken, format!(": {note}"))).map_err(|err| chain(&err))?
+        } else {
+            (store.take(path, take).map_err(|err| chain(&err))?, String::new())
+        };
         let snapshot = taken.snapshot;
         self.executor.own(path, snapshot.known.clone());
         let done = match taken.added {
-            false => format!("unchanged since snapshot {}", snapshot.id),
-            true => format!("snapshot {} is the known-good state", snapshot.id),
+            false => format!("unchanged since snapshot {}{note}", snapshot.id),
+            true => format!("snapshot {} is the known-good state{note}", snapshot.id),
         };
         Ok((done, Some(snapshot), None))
     }
@@ -167,7 +184,7 @@ impl Agent {
                 .filter(|s| s.path == path)
                 .ok_or_else(|| format!("it has no snapshot {id}: `grace snapshots` lists them"))?,
         };
-        let seen = look(path, Some(&wanted.known));
+        let seen = self.look(path, &wanted.known);
         if let FileState::Unreadable { why } = &seen {
             return Err(format!("cannot be looked at: {why}"));
         }
@@ -394,7 +411,12 @@ impl Control for Agent {
                     };
                 };
                 let expected = Some(snapshot.known.digest.clone());
-                if let Err(err) = store.check_object(&snapshot.known.digest) {
+                let unkept = |err: &ObjectError| {
+                    snapshot.known.kind == ContentKind::Weights && matches!(err, ObjectError::Missing { .. })
+                };
+                if let Err(err) = store.check_object(&snapshot.known.digest)
+                    && !unkept(&err)
+                {
                     return VerifyView {
                         path,
                         verdict: VerifyVerdict::DamagedObject,
@@ -403,7 +425,7 @@ impl Control for Agent {
                         actual: None,
                     };
                 }
-                let state = look(&path, Some(&snapshot.known));
+                let state = self.look(&path, &snapshot.known);
                 let drift = snapshot.known.drift(&state);
                 let (verdict, drift) = match &state {
                     FileState::Missing => (VerifyVerdict::Missing, drift),
@@ -605,6 +627,14 @@ impl Control for Agent {
 const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Agent {
+    /// Looks at an owned file, all of it.
+    fn look(&self, path: &Path, known: &KnownGood) -> FileState {
+        match known.kind {
+            ContentKind::Weights => look_whole(self.executor.store.manifests(), path, known),
+            ContentKind::Config | ContentKind::Secret => look(path, Some(known)),
+        }
+    }
+
     /// Lets those send records whom the configuration names, and those whom declared processes run as.
     pub(super) fn admit_senders(&self) {
         let users: Vec<String> = lock(&self.executor.specs).values().filter_map(|p| p.user.clone()).collect();

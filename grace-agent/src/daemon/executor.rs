@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::canaries::Canaries;
 use super::code::Code;
 use super::gate::Gate;
+use super::models::Models;
 use crate::action::{Action, Order, Outcome, Shed};
 use crate::actions::restart_process::{self, RestartError, Restarted};
 use crate::actions::restore_file::{self, Restored};
@@ -21,12 +23,13 @@ use crate::clock;
 use crate::config::{self, Process};
 use crate::error_chain::chain;
 use crate::event::{Event, Exit, Kind, Timestamp};
-use crate::file_state::{FileId, KnownGood};
+use crate::file_state::{ContentKind, FileId, KnownGood};
 use crate::journal::Journal;
 use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
+use crate::weights::hash::Progress;
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -50,6 +53,11 @@ pub(super) struct Executor {
     /// What processes that Grace starts are told in their environment: where to report to.
     pub(super) tells: BTreeMap<String, String>,
     pub(super) code: Arc<Code>,
+    /// What is configured of models.
+    pub(super) models: Models,
+    pub(super) canaries: Arc<Canaries>,
+    /// How far hashing for a manifest has come.
+    pub(super) hashing: Progress,
 }
 
 impl Executor {
@@ -108,6 +116,9 @@ impl Executor {
         tag: &str,
         gate: &Gate,
     ) -> Result<Restored, String> {
+        if known.kind == ContentKind::Weights {
+            return self.restore_weights(path, known, judged, tag, &|| gate.pass());
+        }
         restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag, || gate.pass())
             .map_err(|err| chain(&err))
     }
@@ -115,7 +126,16 @@ impl Executor {
     fn accept(&self, path: &Path, reason: &str) -> Result<String, String> {
         let old = self.store.current_of(path).map_err(|err| chain(&err))?.ok_or("not owned any more")?;
         let take = Take { kind: old.known.kind, writers: old.known.writers, reason: reason.to_owned() };
-        let snapshot = self.store.take(path, take).map_err(|err| chain(&err))?.snapshot;
+        let keep = self.models.of(path).map(|model| model.copy).unwrap_or_default();
+        let snapshot = match take.kind {
+            ContentKind::Weights => {
+                self.store.take_weights(path, take, keep, &self.hashing).map(|taken| taken.0.snapshot)
+            }
+            ContentKind::Config | ContentKind::Secret => {
+                self.store.take(path, take).map(|taken| taken.snapshot)
+            }
+        };
+        let snapshot = snapshot.map_err(|err| chain(&err))?;
         self.own(path, snapshot.known);
         Ok(format!("snapshot {} is the known-good state now", snapshot.id))
     }
@@ -138,6 +158,11 @@ impl Executor {
         }
         let started = start_process::start(&process, &self.logs, &self.running, &self.boot_id);
         self.begun(name, started)
+    }
+
+    /// Starts a declared process again after something that it uses was repaired at `since`.
+    pub(super) fn restart_after(&self, name: &str, since: Timestamp) -> Result<String, String> {
+        self.restart(name, since)
     }
 
     fn restart(&self, name: &str, judged: Timestamp) -> Result<String, String> {

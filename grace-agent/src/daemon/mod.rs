@@ -6,11 +6,13 @@
 //! its blocking pool carries out orders.
 
 mod boot_scan;
+mod canaries;
 mod code;
 mod control;
 mod executor;
 mod gate;
 mod judge;
+mod models;
 mod pauses;
 mod upkeep;
 
@@ -56,14 +58,17 @@ use crate::sources::kmsg::Kmsg;
 use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
+use crate::sources::scrub::Scrub;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::triggers;
+use crate::weights::hash::Progress;
 use boot_scan::BootScan;
 use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
+use models::Models;
 use upkeep::Upkeep;
 
 /// Events between sources and engine. A full channel makes the sources wait; what the kernel then drops it counts.
@@ -153,8 +158,12 @@ fn serve(
     let ready_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
 
     let sweep = config.triggers.config_drift.sweep.get();
-    let (files, files_thread) =
-        files::start(probes.clone(), sweep, events.clone()).context("cannot start to watch files")?;
+    let (files, files_threads) =
+        files::start(probes.clone(), sweep, store.manifests().clone(), events.clone())
+            .context("cannot start to watch files")?;
+    let (scrub, scrub_thread) =
+        Scrub::start(config.weights.scrub_mib_s, files.clone(), store.manifests().clone())
+            .context("cannot start to scrub weights")?;
     if let Some(reader) = &reader {
         reader.tell(files.clone());
     }
@@ -173,6 +182,7 @@ fn serve(
     let (journald, journald_thread) =
         Journald::start(feed.journald, events.clone()).context("cannot start to follow the journal")?;
     let known = Arc::new(Known::open(state.db()?)?);
+    let known_answers = Arc::clone(&known);
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
     let executor = Arc::new(Executor {
@@ -192,7 +202,11 @@ fn serve(
         events: events.clone(),
         tells: tells(&options.socket, records.path()),
         code: Arc::clone(&code),
+        models: Models::default(),
+        canaries: Arc::default(),
+        hashing: Progress::default(),
     });
+    executor.models.set(&config, &journal);
 
     let engine = Engine::new(&config);
     let duties = Arc::new(Mutex::new(engine.duties()));
@@ -239,11 +253,13 @@ fn serve(
     for snapshot in owned {
         executor.own(&snapshot.path, snapshot.known);
     }
-    declare_models(&config, &executor);
+    models::declare(&executor);
     for process in &config.process {
         declare(&executor, process.clone());
     }
     code.set(&config, None);
+    let canary_thread =
+        canaries::start(Arc::clone(&executor), known_answers).context("cannot start to ask canaries")?;
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let latency = Arc::new(Mutex::new(LatencyView::default()));
@@ -292,6 +308,7 @@ fn serve(
         cost,
         records,
         boot_scan: Arc::clone(&boot_scan),
+        scrub: Arc::clone(&scrub),
     });
     agent.admit_senders();
     let inventory = Arc::clone(&agent);
@@ -319,11 +336,16 @@ fn serve(
         }
     }
     stop.store(true, Ordering::Release);
+    scrub.stop();
+    scrub_thread.thread().unpark();
+    executor.canaries.stop();
+    executor.hashing.stop();
     files.stop();
     agent.records.stop();
     code.stop();
     executor.send(Kind::Tick);
-    for thread in [files_thread, engine_thread] {
+    let [small, weights] = files_threads;
+    for thread in [small, weights, scrub_thread, canary_thread, engine_thread] {
         if thread.join().is_err() {
             tracing::error!("a thread panicked");
         }
@@ -440,7 +462,9 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
         start_process::forget(&name, &executor.running);
         executor.send(Kind::ProcessForgotten { name });
     }
-    declare_models(&config, executor);
+    executor.models.set(&config, &agent.journal);
+    models::declare(executor);
+    agent.scrub.set_rate(config.weights.scrub_mib_s);
     for process in &config.process {
         declare(executor, process.clone());
     }
@@ -469,12 +493,7 @@ fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<V
         let kind = if file.secret { ContentKind::Secret } else { ContentKind::Config };
         (file.path.clone(), kind, file.writers.clone())
     });
-    let weights = config
-        .model
-        .iter()
-        .flat_map(|model| weights_of(model, journal))
-        .map(|path| (path, ContentKind::Weights, Vec::new()));
-    for (path, kind, writers) in files.chain(weights) {
+    for (path, kind, writers) in files {
         let result = match store.current_of(&path)? {
             Some(snapshot) => store.describe(snapshot.id, kind, &writers),
             None => {
@@ -493,34 +512,6 @@ fn own_configured(config: &Config, store: &Store, journal: &Journal) -> Result<V
         result?;
     }
     store.current()
-}
-
-/// The weights of `model` that are there now.
-fn weights_of(model: &config::Model, journal: &Journal) -> Vec<PathBuf> {
-    let found: Vec<PathBuf> = glob::glob(&model.path)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .filter(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_file()))
-        .take(MODEL_FILES_MAX)
-        .collect();
-    if found.is_empty() {
-        let (name, path) = (model.name.escape_debug(), model.path.escape_debug());
-        tracing::warn!(model = %name, %path, "no weights are there: links are not followed");
-        journal.note("config", format!("model {name}: no regular file matches {path}"));
-    }
-    found
-}
-
-/// Files of one model at most.
-const MODEL_FILES_MAX: usize = 10_000;
-
-/// Tells the engine which weights belong to which model.
-fn declare_models(config: &Config, executor: &Executor) {
-    for model in &config.model {
-        let files = weights_of(model, &executor.journal);
-        executor.send(Kind::ModelDeclared { name: model.name.clone(), files });
-    }
 }
 
 /// Finishes or rolls back what an earlier agent left half done.

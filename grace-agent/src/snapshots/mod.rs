@@ -15,12 +15,15 @@ use rustix::io::Errno;
 
 use crate::clock;
 use crate::file_meta::{self, MAX_CONTENT, MetaError};
-use crate::file_state::{ContentKind, Digest, KnownGood, Meta};
+use crate::file_state::{ContentKind, Digest, KeepCopy, KnownGood, Meta};
 use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
+use crate::weights::hash::Progress;
+use crate::weights::{ManifestError, Manifests};
 
 pub mod objects;
+mod weights;
 
 use objects::{ObjectError, Objects};
 
@@ -80,6 +83,9 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// The manifest of weights cannot be kept or read.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// See the message.
     #[error("the database could not {doing}")]
     Database {
@@ -137,6 +143,7 @@ pub struct Taken {
 #[derive(Debug)]
 pub struct Store {
     objects: Objects,
+    manifests: Manifests,
     /// Held while objects are added or removed, so that none is removed between its coming and its row's.
     /// Taken before `db` where both are.
     changing: Mutex<()>,
@@ -152,7 +159,8 @@ impl Store {
         let db = state.db()?;
         db.execute_batch(SCHEMA).map_err(database("create its tables"))?;
         let objects = Objects::open(state.objects())?;
-        let this = Self { objects, changing: Mutex::new(()), db: Mutex::new(db) };
+        let manifests = Manifests::open(state.path().join("manifests"))?;
+        let this = Self { objects, manifests, changing: Mutex::new(()), db: Mutex::new(db) };
         this.drop_doomed()?;
         Ok(this)
     }
@@ -164,6 +172,9 @@ impl Store {
     /// Where the file is not a regular one of at most [`MAX_CONTENT`], cannot be read, or keeps changing, and where
     /// the store cannot write. Nothing is added then.
     pub fn take(&self, path: &Path, take: Take) -> Result<Taken, StoreError> {
+        if take.kind == ContentKind::Weights {
+            return self.take_weights(path, take, KeepCopy::Auto, &Progress::default()).map(|taken| taken.0);
+        }
         let _changing = lock(&self.changing);
         let (digest, meta, mtime_ns) = self.read_in(path)?;
         let Take { kind, writers, reason } = take;
@@ -340,6 +351,7 @@ impl Store {
         for (digest, needed) in doomed {
             if !needed {
                 self.objects.remove(&Digest(digest.clone()))?;
+                self.manifests.remove(&Digest(digest.clone()))?;
             }
             lock(&self.db)
                 .execute("DELETE FROM doomed WHERE digest = ?1", [&digest])

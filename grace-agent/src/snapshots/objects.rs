@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::fsync;
+use rustix::fs::{fsync, ioctl_ficlone};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::file_state::Digest;
@@ -91,6 +91,12 @@ impl Objects {
         Ok(Self { path })
     }
 
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Begins a new content.
     ///
     /// # Errors
@@ -169,6 +175,22 @@ impl Incoming<'_> {
         self.file.write_all(bytes).map_err(|source| ObjectError::Write { path: self.temp.clone(), source })
     }
 
+    /// Makes it share the blocks of `file`, instead of being written.
+    ///
+    /// # Errors
+    /// Where the file system cannot, or they lie on two.
+    pub fn share(&self, file: &File) -> io::Result<()> {
+        Ok(ioctl_ficlone(&self.file, file)?)
+    }
+
+    /// Makes a content that was shared durable under `digest`, which is the caller's to know.
+    ///
+    /// # Errors
+    /// As the kernel says it.
+    pub fn keep_as(self, digest: &Digest) -> Result<(), ObjectError> {
+        self.place(digest)
+    }
+
     /// Makes the content durable under its digest. A sound copy that is already there stays; a damaged one is
     /// replaced.
     ///
@@ -185,6 +207,13 @@ impl Incoming<'_> {
             sync_folder(&self.objects.path)?;
             return Ok(digest);
         }
+        self.place(&digest)?;
+        Ok(digest)
+    }
+
+    fn place(&self, digest: &Digest) -> Result<(), ObjectError> {
+        let path = self.objects.path_of(digest)?;
+        let folder = path.parent().unwrap_or(&self.objects.path);
         let failed = |source: io::Error| ObjectError::Write { path: path.clone(), source };
         match DirBuilder::new().mode(0o700).create(folder) {
             Ok(()) => {}
@@ -196,8 +225,7 @@ impl Incoming<'_> {
         self.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
         fsync(&self.file).map_err(|errno| failed(errno.into()))?;
         fs::rename(&self.temp, &path).map_err(failed)?;
-        sync_folder(folder)?;
-        Ok(digest)
+        sync_folder(folder)
     }
 }
 

@@ -1,0 +1,175 @@
+//! Taking weights in: files of any size, with a manifest of their chunks, and a copy only as far as it is wanted and there is
+//! room. A copy that shares the file's blocks costs nothing and cannot change under the hashing.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{fstat, fstatvfs};
+
+use super::{Store, StoreError, TRIES, Taken, lock};
+use crate::file_meta::{self, mtime_ns};
+use crate::file_state::{Digest, KeepCopy, KnownGood};
+use crate::safe_path::{Entry, Parent};
+use crate::snapshots::Take;
+use crate::snapshots::objects::ObjectError;
+use crate::weights::chunks::Reader;
+use crate::weights::hash::{self, Progress, size_in_words};
+use crate::weights::layout::shown;
+use crate::weights::{CHUNK, Manifest};
+
+/// Of the state folder's file system this part stays free of copies that nobody asked for: one of so many.
+const ROOM: u64 = 5;
+
+/// What became of the copy.
+enum Copied {
+    /// It shares the file's blocks.
+    Shared,
+    /// It takes as much room again.
+    Whole,
+    /// The store had one.
+    There,
+    /// There is none, and why.
+    None(String),
+}
+
+impl Store {
+    /// Keeps the weights at `path` as they are now, as [`Store::take`] does: a manifest always, a copy as `keep` says. Says
+    /// in words what it found and what it costs.
+    ///
+    /// # Errors
+    /// Where the file is not a regular one, cannot be read, or keeps changing, and where the store cannot write.
+    pub fn take_weights(
+        &self,
+        path: &Path,
+        take: Take,
+        keep: KeepCopy,
+        progress: &Progress,
+    ) -> Result<(Taken, String), StoreError> {
+        let failed = |source: io::Error| StoreError::Read { path: path.to_owned(), source };
+        let parent = Parent::open(path)?;
+        let (file, mut before) = match parent.entry() {
+            Ok(Entry::Regular(file, stat)) => (file, stat),
+            Ok(Entry::Missing) => return Err(StoreError::Missing { path: path.to_owned() }),
+            Ok(Entry::Other(stat)) => {
+                return Err(StoreError::NotRegular { path: path.to_owned(), what: file_meta::kind(&stat) });
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        for _ in 0..TRIES {
+            let meta = file_meta::read(&file, &before)
+                .map_err(|source| StoreError::Attributes { path: path.to_owned(), source })?;
+            // Not under the lock: this may take minutes, and adds nothing that another could remove.
+            let manifest = hash::manifest(&file, meta.size, path, progress);
+            let after = fstat(&file).map_err(|errno| failed(errno.into()))?;
+            if !file_meta::same(&before, &after) {
+                before = after;
+                continue;
+            }
+            let manifest = manifest.map_err(failed)?;
+            let _changing = lock(&self.changing);
+            let copied = self.copy(&file, &manifest, keep)?;
+            let after = fstat(&file).map_err(|errno| failed(errno.into()))?;
+            if !file_meta::same(&before, &after) {
+                // What was copied may be of another moment; an object is never wrong, only of use to nobody.
+                before = after;
+                continue;
+            }
+            self.manifests.keep(&manifest)?;
+            let note = describe(&manifest, &copied);
+            let Take { kind, writers, reason } = take;
+            let digest = manifest.digest;
+            let known = KnownGood { snapshot: 0, digest, meta, mtime_ns: mtime_ns(&after), kind, writers };
+            return Ok((self.add(path, known, &reason)?, note));
+        }
+        Err(StoreError::Changing { path: path.to_owned() })
+    }
+
+    /// The manifest of weights with this content.
+    ///
+    /// # Errors
+    /// Where there is none, or it is damaged.
+    pub fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
+        Ok(self.manifests.read(digest)?)
+    }
+
+    /// The folder of manifests.
+    #[must_use]
+    pub fn manifests(&self) -> &crate::weights::Manifests {
+        &self.manifests
+    }
+
+    /// Keeps a copy of `file`, of which `manifest` was just made, as `keep` says.
+    fn copy(&self, file: &File, manifest: &Manifest, keep: KeepCopy) -> Result<Copied, StoreError> {
+        if keep == KeepCopy::Never {
+            return Ok(Copied::None("as it is configured".to_owned()));
+        }
+        if self
+            .objects
+            .read(&manifest.digest)
+            .is_ok_and(|there| there.metadata().is_ok_and(|meta| meta.len() == manifest.size))
+        {
+            return Ok(Copied::There);
+        }
+        let incoming = self.objects.begin()?;
+        match incoming.share(file) {
+            // It is checked by chunks before it is ever used.
+            Ok(()) => {
+                incoming.keep_as(&manifest.digest)?;
+                return Ok(Copied::Shared);
+            }
+            Err(err) => tracing::debug!(%err, "no shared copy"),
+        }
+        if keep == KeepCopy::Auto
+            && let Some(why) = self.no_room(manifest.size)
+        {
+            return Ok(Copied::None(why));
+        }
+        let mut incoming = self.objects.begin()?;
+        let (reader, mut block, mut at) = (Reader::default(), vec![0; CHUNK as usize], 0);
+        let unread = |source| ObjectError::Read { digest: manifest.digest.clone(), source };
+        while at < manifest.size {
+            let n = reader.read(file, at, &mut block).map_err(unread)?;
+            if n == 0 {
+                break;
+            }
+            incoming.write(&block[..n])?;
+            at += n as u64;
+        }
+        // Of another content it is another object, and the caller sees that the file has changed.
+        incoming.keep()?;
+        Ok(Copied::Whole)
+    }
+
+    /// Why a copy of `size` bytes would take too much of the file system, if it would.
+    fn no_room(&self, size: u64) -> Option<String> {
+        let folder = File::open(self.objects.path()).ok()?;
+        let fs = fstatvfs(&folder).ok()?;
+        let left = fs.f_bavail.saturating_mul(fs.f_frsize);
+        let total = fs.f_blocks.saturating_mul(fs.f_frsize);
+        (left < size.saturating_add(total / ROOM)).then(|| {
+            format!(
+                "a copy takes {}, of {} that are free in the state folder's file system",
+                size_in_words(size),
+                size_in_words(left)
+            )
+        })
+    }
+}
+
+fn describe(manifest: &Manifest, copied: &Copied) -> String {
+    let what = match (&manifest.layout, &manifest.malformed) {
+        (Some(layout), _) if layout.tensors.is_empty() => layout.format.name().to_owned(),
+        (Some(layout), _) => format!("{}, {} tensors", layout.format.name(), layout.tensors.len()),
+        (None, Some(why)) => format!("MALFORMED: {}", shown(why)),
+        (None, None) => "unknown format".to_owned(),
+    };
+    let size = size_in_words(manifest.size);
+    let copy = match copied {
+        Copied::Shared => "its copy shares the file's blocks and takes no room".to_owned(),
+        Copied::Whole => format!("its copy takes {size}"),
+        Copied::There => "the store had a copy already".to_owned(),
+        Copied::None(why) => format!("digests only, no copy ({why}): it can be repaired from a replica"),
+    };
+    format!("{what}, {size} in {} chunks; {copy}", manifest.chunks.len())
+}
