@@ -19,8 +19,8 @@ pub struct Model {
     /// have, stands for the file behind it.
     #[schemars(example = &"/models/llm/*.safetensors")]
     pub path: String,
-    /// Whether a copy is kept beside the digests: `auto`, `always`, `never`. Default `auto`: where it takes no room, or
-    /// leaves a fifth of the state folder's file system free.
+    /// Whether a copy is kept beside the digests: `auto`, `always`, `never`. Default `auto`: where it takes no room, has
+    /// at most 64 MiB, or takes at most a quarter of what is free in the state folder's file system.
     #[serde(default)]
     pub copy: KeepCopy,
     /// How damage is repaired. Default `chunks`.

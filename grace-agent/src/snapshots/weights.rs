@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{fstat, fstatvfs};
 
 use super::{Store, StoreError, TRIES, Taken, lock};
-use crate::file_meta::{self, mtime_ns};
+use crate::file_meta::{self, MAX_CONTENT, mtime_ns};
 use crate::file_state::{Digest, KeepCopy, KnownGood};
 use crate::safe_path::{Entry, Parent};
 use crate::snapshots::Take;
@@ -18,8 +18,8 @@ use crate::weights::hash::{self, Progress, size_in_words};
 use crate::weights::layout::shown;
 use crate::weights::{CHUNK, Manifest};
 
-/// Of the state folder's file system this part stays free of copies that nobody asked for: one of so many.
-const ROOM: u64 = 5;
+/// A copy that nobody asked for takes at most this part of what is free in the state folder's file system: one of so many.
+const ROOM: u64 = 4;
 
 /// What became of the copy.
 enum Copied {
@@ -146,8 +146,7 @@ impl Store {
         let folder = File::open(self.objects.path()).ok()?;
         let fs = fstatvfs(&folder).ok()?;
         let left = fs.f_bavail.saturating_mul(fs.f_frsize);
-        let total = fs.f_blocks.saturating_mul(fs.f_frsize);
-        (left < size.saturating_add(total / ROOM)).then(|| {
+        (size > MAX_CONTENT && size > left / ROOM).then(|| {
             format!(
                 "a copy takes {}, of {} that are free in the state folder's file system",
                 size_in_words(size),

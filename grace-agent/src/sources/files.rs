@@ -606,7 +606,23 @@ impl Watcher {
         }
     }
 
+    /// Weights are watched before their first look, which may take long.
+    fn watch_first(&mut self, path: &Path) {
+        let new = self.files.get(path).is_some_and(|watched| watched.marked.is_none());
+        if self.eye.is_none() || !new {
+            return;
+        }
+        let Some(id) = rustix::fs::lstat(path).ok().map(|stat| crate::file_meta::id(&stat)) else { return };
+        let identity = self.identify(path).or_else(|| by_number(id));
+        self.watch_inode(path, identity);
+        self.marks.file(path);
+        if let Some(watched) = self.files.get_mut(path) {
+            (watched.marked, watched.identity) = (Some(id), identity);
+        }
+    }
+
     fn look_at(&mut self, path: &Path, now: Timestamp) {
+        self.watch_first(path);
         let Some(watched) = self.files.get_mut(path) else { return };
         let mut via = via_rank(Via::Sweep);
         while let Some((at, rank)) = watched.due.first().copied().filter(|(at, _)| *at <= now) {
