@@ -184,6 +184,11 @@ fn write(repo: &Path, path: &str, text: &str) {
 
 /// An agent in observe mode beside a repo with a few commits; `more` is its `[[repo]]`.
 fn with_repo(more: &str) -> (Agent, PathBuf) {
+    repo_with("[triggers.code_diff]\npoll = \"100ms\"\n", more)
+}
+
+/// An agent with a repo; `config` beside it, `more` within its table.
+fn repo_with(config: &str, more: &str) -> (Agent, PathBuf) {
     let dir = tempfile::tempdir().unwrap().keep();
     git(&dir, &["init", "-q", "-b", "main"]);
     write(&dir, "backend/chat.py", "LIMIT = 3\n\ndef chat():\n    return LIMIT\n");
@@ -192,8 +197,7 @@ fn with_repo(more: &str) -> (Agent, PathBuf) {
     write(&dir, "tests/test_none.py", "import os\n");
     git(&dir, &["add", "."]);
     git(&dir, &["commit", "-q", "-m", "first"]);
-    let config =
-        format!("[[repo]]\npath = \"{}\"\n{more}\n[triggers.code_diff]\npoll = \"100ms\"\n", dir.display());
+    let config = format!("[[repo]]\npath = \"{}\"\n{more}\n{config}", dir.display());
     (Agent::start_as(&config, "observe", &[]), dir)
 }
 
@@ -304,10 +308,11 @@ fn a_package_that_changes_or_goes_is_told_with_the_command_that_rolls_back() {
     distribution(&site, "Alpha_Pkg", "1.0");
     distribution(&site, "beta", "2.0");
     distribution(&site, "evil;id", "3.0");
+    distribution(&site, "noise_a", "1.0");
     let program = dir.path().join("tool");
     fs::write(&program, "#!/bin/sh\n").unwrap();
     let config = format!(
-        "[[environment]]\nname = \"app\"\nkind = \"python\"\npaths = [\"{0}/venv\"]\n\
+        "[[environment]]\nname = \"app\"\nkind = \"python\"\npaths = [\"{0}/venv\"]\nignore = [\"noise*\"]\n\
          [[environment]]\nname = \"tools\"\nkind = \"binary\"\npaths = [\"{0}/tool\"]\n\
          [triggers.dependency_regression]\npoll = \"100ms\"\n",
         dir.path().display()
@@ -324,6 +329,8 @@ fn a_package_that_changes_or_goes_is_told_with_the_command_that_rolls_back() {
     fs::remove_dir_all(site.join("beta")).unwrap();
     fs::remove_dir_all(site.join("evil;id-3.0.dist-info")).unwrap();
     distribution(&site, "evil;id", "3.1");
+    fs::remove_dir_all(site.join("noise_a-1.0.dist-info")).unwrap();
+    distribution(&site, "noise_a", "9.0");
     distribution(&site, "new", "1.0");
     let fired = agent.wait_firing("the packages", |f| {
         f["trigger"] == "dependency_regression" && f["evidence"].as_array().unwrap().len() == 3
@@ -473,4 +480,55 @@ fn a_file_that_is_repaired_again_and_again_is_told_with_reasons_and_clears() {
         stretch(1050, 150, &four(7)) + &stretch(1200, 150, &four(8)).replace("from refs/heads/main^0\n", "");
     import(&repo, &later);
     agent.wait_firing("it clears", |f| about(f) && f["state"] == "cleared");
+}
+
+#[test]
+fn a_scan_makes_every_source_about_code_look_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = dir.path().join("venv/lib/python3.11/site-packages");
+    fs::create_dir_all(&site).unwrap();
+    fs::create_dir_all(dir.path().join("venv/bin")).unwrap();
+    fs::write(dir.path().join("venv/bin/python"), "").unwrap();
+    distribution(&site, "alpha", "1.0");
+    let server = Server::start(&json!({"id": 7}));
+    // None of them would look by itself while the test runs, but for the first time.
+    let config = format!(
+        "[[endpoint]]\nname = \"models\"\nurl = \"{}\"\nevery = \"1h\"\nopenapi = \"$DIR/etc/openapi.yaml\"\n\
+         [[environment]]\nname = \"app\"\nkind = \"python\"\npaths = [\"{}/venv\"]\n\
+         [triggers.dependency_regression]\npoll = \"1h\"\n[triggers.code_diff]\npoll = \"1h\"\n[scan]\nat_start = false\n",
+        server.url,
+        dir.path().display()
+    );
+    let (agent, repo) = repo_with(&config, "critical = [\"backend/**\"]");
+    agent.ok(&["good"]);
+    wait_until("the snapshot is taken", || {
+        agent.lines(&["deps", "diff", "--json"]).first().is_some_and(|view| view["snapshot"].is_string())
+    });
+    agent.file(
+        "openapi.yaml",
+        "openapi: 3.1.0\npaths:\n  /v1/models:\n    get:\n      responses:\n        '200':\n          content:\n            \
+         application/json:\n              schema: {type: object, required: [id], properties: {id: {type: integer}}}\n",
+    );
+    let tree = tempfile::tempdir().unwrap();
+    let scan = || -> Value {
+        let out = agent.grace(&["scan", "--json", tree.path().to_str().unwrap()]);
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let found = scan();
+    assert_eq!((&found["found"], &found["not_done"]), (&json!(0), &json!([])), "{found:#}");
+
+    fs::remove_dir_all(site.join("alpha-1.0.dist-info")).unwrap();
+    distribution(&site, "alpha", "1.1");
+    write(&repo, "backend/chat.py", "LIMIT = 4\n");
+    server.answers("200 OK", &json!({"id": "seven"}));
+    let found = scan();
+    let mut fired: Vec<&str> = ["self_healing", "coding_agent"]
+        .iter()
+        .flat_map(|route| found[route].as_array().unwrap())
+        .map(|item| item["trigger"].as_str().unwrap())
+        .collect();
+    fired.sort_unstable();
+    assert_eq!(fired, ["code_diff", "dependency_regression", "telemetry_drift"], "{found:#}");
+    assert_eq!(found["not_done"], json!([]), "{found:#}");
+    let _ = fs::remove_dir_all(&repo);
 }

@@ -332,3 +332,80 @@ fn the_kernels_messages_are_followed() {
     });
     assert!(firing["summary"].as_str().unwrap().starts_with("segfault"), "{firing:#}");
 }
+
+/// A journal of systemd's own, in a mount namespace of the agent's, which it ends with.
+#[cfg(feature = "root-tests")]
+const WITH_A_JOURNAL: &str = "mkdir -p /run/systemd /run/log && mount -t tmpfs none /run/systemd && \
+    mount -t tmpfs none /run/log && mkdir -p /run/systemd/journal /run/log/journal && \
+    { [ ! -d /var/log/journal ] || mount -t tmpfs none /var/log/journal; } && \
+    { setpriv --pdeathsig KILL /lib/systemd/systemd-journald >/dev/null 2>&1 & } && \
+    until [ -S /run/systemd/journal/stdout ]; do sleep 0.05; done && exec \"$@\"";
+
+#[test]
+#[cfg(feature = "root-tests")]
+fn what_units_write_to_the_journal_is_followed() {
+    let name = "what_units_write_to_the_journal_is_followed";
+    if !harness::root() {
+        return harness::skip(name, "needs root");
+    }
+    if !Path::new("/lib/systemd/systemd-journald").exists() || !Path::new("/etc/machine-id").exists() {
+        return harness::skip(name, "no systemd-journald on this host");
+    }
+    let unshare = harness::program("unshare");
+    let wrapper = [&unshare[..], "-m", "sh", "-c", WITH_A_JOURNAL, "sh"];
+    let config = "[triggers.error_feed]\nkmsg = false\nwindow = \"10s\"\n";
+    let agent = Agent::start_as(config, "repair", &wrapper);
+    let source = || {
+        let status = agent.json(&["status", "--json"]);
+        status["sources"].as_array().unwrap().iter().find(|s| s["name"] == "journald").unwrap().clone()
+    };
+    assert_eq!(source()["state"], "ok", "{}", source());
+    let pid = agent.pid().to_string();
+    // What was written before it began to read is not read: one line is, by the end of the wait.
+    let write = |unit: &str, text: &str| {
+        let mut child = std::process::Command::new(harness::program("nsenter"))
+            .args(["-m", "-t", &pid, "systemd-cat", "-t", unit, "-p", "err"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    wait_until("it reads", || {
+        write("first", "panic: it reads\n\ngoroutine 1 [running]:\nmain.main()\n\t/a.go:1 +0x1\n");
+        total(&agent, "panic") > 0
+    });
+    for i in 0..5 {
+        write("trainer", &traceback(i));
+    }
+    let firing = agent.wait_firing("five tracebacks", |f| {
+        f["trigger"] == "error_feed"
+            && f["evidence"].to_string().contains("journald")
+            && f["summary"].to_string().contains("RuntimeError")
+    });
+    assert!(firing["evidence"].to_string().contains("trainer"), "{firing:#}");
+
+    // The reader dies: said, and what it does not read is not taken for silence.
+    let reader = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|e| fs::read_to_string(e.path().join("comm")).is_ok_and(|c| c.trim() == "journalctl"))
+        .find(|e| {
+            fs::read_to_string(e.path().join("status"))
+                .is_ok_and(|s| s.lines().any(|l| l == format!("PPid:\t{pid}")))
+        });
+    let reader = reader.expect("journalctl").file_name().to_str().unwrap().parse::<i32>().unwrap();
+    let reader = rustix::process::Pid::from_raw(reader).unwrap();
+    rustix::process::kill_process(reader, rustix::process::Signal::KILL).unwrap();
+    wait_until("it is said", || source()["state"] == "degraded");
+    let state = || errors(&agent).iter().find(|f| f["id"] == firing["id"]).unwrap()["state"].clone();
+    let mut held = Vec::new();
+    wait_until("the reader is started again", || {
+        let now = (source()["state"] == "ok", state());
+        held.push(now.1);
+        now.0
+    });
+    // The window is ten seconds, the reader is away for thirty.
+    assert!(held.iter().all(|state| state == "holds"), "no recovery where nobody reads: {held:?}");
+    wait_until("the silence counts", || state() == "cleared");
+}

@@ -238,6 +238,7 @@ fn about_code() -> impl Strategy<Value = Kind> {
             head: "b".repeat(40),
             files,
             model: "m".into(),
+            threshold: None,
         }),
         1 => Just(Kind::RepoForgotten { repo: repo() }),
         1 => Just(Kind::EnvironmentForgotten { environment: "v".into() }),

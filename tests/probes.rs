@@ -367,25 +367,29 @@ fn every_slow_call_is_accounted_for() {
 #[test]
 fn a_flood_of_slow_calls_costs_no_other_class_anything() {
     let files = if guest() { 200 } else { 1000 };
-    let enough = if guest() { 20_000 } else { 300_000 };
+    // GRACE_NOISE_EVENTS=100000000 takes minutes.
+    let told = std::env::var("GRACE_NOISE_EVENTS").ok().map(|text| text.parse().unwrap());
+    let enough: u64 = told.unwrap_or(if guest() { 20_000 } else { 300_000 });
     let noise = role("noise", "noise $DIR/stop");
     let agent = Agent::start(&format!("{noise}{EVERY_CALL}"));
     let mut args = vec!["snapshot".to_owned()];
     args.extend((0..files).map(|n| agent.file(&format!("{n}.conf"), GOOD).to_string_lossy().into_owned()));
     agent.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let slow = || account(&agent)["slow"];
-    wait_until("a flood", || slow().produced > enough / 10);
+    wait_until("a flood", || slow().produced > (enough / 10).min(1_000_000));
     let writer = be(&format!("append {}", agent.path("etc").display()));
     let noticed = || agent.lines(&["firings", "--json", "--trigger", "config_drift"]);
     wait_until("all noticed", || noticed().len() == files);
-    wait_until("a flood", || slow().produced > enough);
+    for part in 1..=20 {
+        wait_until("a flood", || slow().produced > enough / 20 * part);
+    }
     fs::write(agent.path("stop"), "").unwrap();
     let after = quiet(&agent);
     for firing in noticed() {
         assert_eq!(firing["writer"]["pid"], writer, "{firing:#}");
         assert_eq!(firing["evidence_gaps"], false, "{firing:#}");
     }
-    assert!(after["slow"].produced > enough, "{after:?}");
+    assert!(after["slow"].produced > enough / 20 * 20, "{after:?}");
     assert_eq!((after["file"].lost, after["exit"].lost, after["process"].lost), (0, 0, 0), "{after:?}");
     assert!(after["file"].produced >= files as u64, "{after:?}");
 }

@@ -77,6 +77,9 @@ fn recordings_give_the_firings_that_they_gave() {
         "packages",
         "code_changed",
         "risk",
+        "accuracy",
+        "disk_full",
+        "calm",
     ] {
         let (config, events) = recording(name);
         let replayed = replay(&config, &events);

@@ -54,8 +54,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("host", &[]),
     ("prompt", &[]),
-    ("syntax", &["clock", "event", "syntax"]),
     ("weights", &["clock", "file_state", "prompt", "sha256", "weights"]),
+    ("confine", &[]),
+    ("syntax", &["clock", "confine", "event", "syntax"]),
     ("safe_path", &["file_meta"]),
     ("state_dir", &["clock"]),
     (
@@ -155,6 +156,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "clock",
             "code_facts",
             "config",
+            "confine",
             "error_chain",
             "daemon",
             "engine",

@@ -450,6 +450,9 @@ pub enum Kind {
         files: Vec<FileRisk>,
         /// What the rating rests on, in words.
         model: String,
+        /// A higher risk fires in this repo; none: as for all.
+        #[serde(default)]
+        threshold: Option<f64>,
     },
     /// A repo is not watched any more.
     RepoForgotten {

@@ -132,13 +132,12 @@ impl Hurt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum KeepCopy {
-    /// One that shares the file's blocks where the file system can; else a real one where it has at most 64 MiB or takes at
-    /// most a quarter of what is free in the state folder's file system; else none.
+    /// One that shares the file's blocks; else a real one where it is small for the disk; else none.
     #[default]
     Auto,
     /// One in any case.
     Always,
-    /// None: digests only. Damage is found, and repaired from a replica.
+    /// None: digests only, and repairs from a replica.
     Never,
 }
 

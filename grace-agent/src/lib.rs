@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod code_facts;
 pub mod config;
+pub mod confine;
 pub mod daemon;
 pub mod engine;
 pub mod error_chain;

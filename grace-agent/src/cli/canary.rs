@@ -1,9 +1,10 @@
 //! `grace canary`, hidden: the process that the probes' self-test starts. It waits to be told, starts a program (fork,
 //! exec, exit), says that it is done, and waits to be killed. With `--listen` it is the server that `grace inject` breaks, with
-//! `--spin` the process that keeps the host busy for it.
+//! `--spin` the process that keeps the host busy for it, with `--beat` the one that is killed and stopped.
 
 use std::io::{BufRead, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,10 +30,16 @@ pub(super) struct Canary {
     /// Wait for FILE, then keep every processor busy at the lowest priority, for two minutes at most
     #[arg(long, value_name = "FILE", conflicts_with = "listen")]
     spin: Option<PathBuf>,
+    /// Tell $NOTIFY_SOCKET twice a second that this process lives
+    #[arg(long, conflicts_with_all = ["listen", "spin"])]
+    beat: bool,
 }
 
 impl Canary {
     pub(super) fn go(self) -> Answer {
+        if self.beat {
+            return beat();
+        }
         match (self.listen, self.spin) {
             (Some(file), _) => listen(&file),
             (None, Some(file)) => spin(&file),
@@ -54,6 +61,18 @@ fn listen(file: &Path) -> Answer {
     loop {
         // Whoever left before it was accepted is no reason to end.
         drop(listener.accept());
+    }
+}
+
+/// Tells that it lives, for ever.
+fn beat() -> Answer {
+    let socket =
+        std::env::var_os("NOTIFY_SOCKET").context("no $NOTIFY_SOCKET: started by an agent, it is set")?;
+    let own = UnixDatagram::unbound().context("cannot make a socket")?;
+    loop {
+        // An agent that is away for a moment comes back.
+        drop(own.send_to(b"WATCHDOG=1", &socket));
+        std::thread::sleep(std::time::Duration::from_millis(500));
     }
 }
 

@@ -5,7 +5,10 @@
 #![expect(clippy::disallowed_methods, reason = "the fault must be made by another process than the agent")]
 
 mod code_diff;
+mod config_drift;
 mod dependency_regression;
+mod error_feed;
+mod health_gap;
 mod model_integrity;
 mod predicted_failure;
 mod resource_pressure;
@@ -28,8 +31,7 @@ use super::ask::{Failure, with_agent};
 use super::show::{Out, escape, micros};
 use super::{Answer, Global, canary};
 use crate::api::client::{Client, ClientError, Follow, Followed};
-use crate::api::server::{PathRequest, SnapshotRequest};
-use crate::api::view::{FiringView, PathAnswer, StatusView, TaskView};
+use crate::api::view::{FiringView, StatusView};
 use crate::clock::Stopwatch;
 use crate::config::Mode;
 use crate::firing::{RungState, State, Subject};
@@ -59,7 +61,7 @@ pub struct Inject {
 enum Fault {
     /// `sed -i` changes an owned file
     ConfigDrift,
-    /// A declared process is killed
+    /// A declared process is killed, and the next one hangs
     HealthGap,
     /// A declared server does not accept any more, and connections pile up
     LatencySpike,
@@ -108,33 +110,6 @@ impl Fault {
         }
     }
 }
-
-/// How long an error of the scratch program must stay away to be over.
-const AWAY: &str = "2s";
-
-/// Waits for a file, then fails five times in the same way, each time with another value, and runs on.
-const FAILS_IN_PYTHON: &str = r#"import os, sys, time, traceback
-
-
-def load(number):
-    return int(f"shard {number} of {os.getpid()}")
-
-
-while not os.path.exists(sys.argv[1]):
-    time.sleep(0.01)
-for number in range(5):
-    try:
-        load(number)
-    except ValueError:
-        traceback.print_exc()
-time.sleep(3600)
-"#;
-
-/// The same where there is no Python: five children end by a signal, and the shell says so.
-const FAILS_IN_SH: &str = r#"while ! [ -e "$1" ]; do sleep 0.1; done
-for number in 1 2 3 4 5; do sh -c 'kill -SEGV $$'; done
-exec sleep 3600
-"#;
 
 /// One step of the story.
 #[derive(Debug, Serialize)]
@@ -214,10 +189,10 @@ impl Inject {
             let mut stop = Stop::new()?;
             stop.or(answers(&agent, private.as_mut())).await?;
             match fault {
-                Fault::ConfigDrift => config_drift(&agent, &scratch.0, &mut teller, &mut stop).await,
-                Fault::HealthGap => health_gap(&agent, &mut teller, &mut stop).await,
+                Fault::ConfigDrift => config_drift::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::HealthGap => health_gap::tell(&agent, &mut teller, &mut stop).await,
                 Fault::LatencySpike => latency_spike(&agent, &scratch.0, &mut teller, &mut stop).await,
-                Fault::ErrorFeed => error_feed(&agent, &scratch.0, &mut teller, &mut stop).await,
+                Fault::ErrorFeed => error_feed::tell(&agent, &scratch.0, &mut teller, &mut stop).await,
                 Fault::TelemetryDrift => match prepared {
                     Prepared::Server(_, server) => {
                         telemetry_drift::tell(&agent, server, &mut teller, &mut stop).await
@@ -278,74 +253,6 @@ impl Stop {
             _ = self.terminate.recv() => Err(Failure::No("interrupted".to_owned())),
         }
     }
-}
-
-async fn config_drift(
-    agent: &Client,
-    scratch: &Path,
-    teller: &mut Teller<'_>,
-    stop: &mut Stop,
-) -> Result<(), Failure> {
-    let path = scratch.join("app.conf");
-    let good = "listen = 8080\nworkers = 4\n";
-    fs::write(&path, good).with_context(|| format!("cannot write {}", path.display()))?;
-    let request = SnapshotRequest { paths: vec![path.clone()], kind: None };
-    let answers: Vec<PathAnswer> = agent.post("/v1/snapshot", &request).await?;
-    let answer = answers.first().ok_or_else(|| anyhow!("the agent answered for no path"))?;
-    if let Some(why) = &answer.error {
-        return Err(Failure::No(why.clone()));
-    }
-    let result = stop.or(changed(agent, &path, &Subject::File(answer.path.clone()), teller)).await;
-    let now = fs::read_to_string(&path).unwrap_or_default();
-    let forgotten: Result<PathAnswer, _> = agent.post("/v1/forget", &PathRequest { path, at: None }).await;
-    result?;
-    if let Some(why) = forgotten?.error {
-        return Err(Failure::No(why));
-    }
-    if now != good {
-        return Err(Failure::No("the firing cleared, but the file is not what it was".to_owned()));
-    }
-    teller.tell("verified", "the file has its bytes back")
-}
-
-async fn changed(
-    agent: &Client,
-    path: &Path,
-    subject: &Subject,
-    teller: &mut Teller<'_>,
-) -> Result<(), Failure> {
-    teller.tell("snapshot", &format!("{} is owned", path.display()))?;
-    let mut follow = agent.follow().await?;
-    let sed = program("sed")?;
-    teller.fault = Some(Stopwatch::start());
-    let pid = spawn_and_wait(Command::new(&sed).args(["-i", "s/8080/666/"]).arg(path))?;
-    teller.tell("fault", &format!("{} -i s/8080/666/ (pid {pid})", sed.display()))?;
-    watch(&mut follow, subject, teller, None).await
-}
-
-async fn health_gap(agent: &Client, teller: &mut Teller<'_>, stop: &mut Stop) -> Result<(), Failure> {
-    let name = format!("inject-{}", std::process::id());
-    let sleep = program("sleep")?;
-    let process = serde_json::json!({ "name": name, "command": [sleep, "3600"] });
-    let () = agent.post("/v1/processes", &process).await?;
-    let result = stop.or(killed(agent, &name, teller)).await;
-    let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
-    result?;
-    removed?;
-    Ok(())
-}
-
-async fn killed(agent: &Client, name: &str, teller: &mut Teller<'_>) -> Result<(), Failure> {
-    let first = pid_of(agent, name, 0).await?;
-    teller.tell("process", &format!("{name} runs as pid {first}"))?;
-    let mut follow = agent.follow().await?;
-    let kill = program("kill")?;
-    teller.fault = Some(Stopwatch::start());
-    let pid = spawn_and_wait(Command::new(&kill).args(["-9", &first.to_string()]))?;
-    teller.tell("fault", &format!("{} -9 {first} (pid {pid})", kill.display()))?;
-    watch(&mut follow, &Subject::Process(name.to_owned()), teller, None).await?;
-    let second = pid_of(agent, name, first).await?;
-    teller.tell("verified", &format!("{name} runs as pid {second}"))
 }
 
 async fn latency_spike(
@@ -420,60 +327,6 @@ fn accepted(clients: &[TcpStream]) -> Result<usize, Failure> {
 /// Sends a signal with the program `kill`; its own pid.
 fn signal_by(kill: &Path, signal: &str, pid: u32) -> Result<u32, Failure> {
     spawn_and_wait(Command::new(kill).args([signal, &pid.to_string()]))
-}
-
-async fn error_feed(
-    agent: &Client,
-    scratch: &Path,
-    teller: &mut Teller<'_>,
-    stop: &mut Stop,
-) -> Result<(), Failure> {
-    let name = format!("inject-{}", std::process::id());
-    let (interpreter, script, text) = match program("python3") {
-        Ok(python) => (python, scratch.join("app.py"), FAILS_IN_PYTHON),
-        Err(_) => (program("sh")?, scratch.join("app.sh"), FAILS_IN_SH),
-    };
-    fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
-    let go = scratch.join("go");
-    let process = serde_json::json!({
-        "name": name, "command": [interpreter, script, go], "error_count": 5, "error_window": AWAY,
-    });
-    let () = agent.post("/v1/processes", &process).await?;
-    let result = stop.or(failed(agent, &name, &go, teller)).await;
-    let removed: Result<(), ClientError> = agent.delete(&format!("/v1/processes/{name}")).await;
-    result?;
-    removed?;
-    Ok(())
-}
-
-async fn failed(agent: &Client, name: &str, go: &Path, teller: &mut Teller<'_>) -> Result<(), Failure> {
-    let pid = pid_of(agent, name, 0).await?;
-    teller.tell("process", &format!("{name} runs as pid {pid}"))?;
-    let mut follow = agent.follow().await?;
-    teller.fault = Some(Stopwatch::start());
-    fs::write(go, "").with_context(|| format!("cannot write {}", go.display()))?;
-    teller
-        .tell("fault", &format!("{name} fails five times in the same way, each time with another value"))?;
-    // Which signature it has is the agent's to say: it is the error that this very process wrote.
-    let wrote = format!(" of {name}");
-    let firing = watch_for(&mut follow, teller, None, |firing| {
-        matches!(firing.subject, Subject::Error(_))
-            && firing.evidence.iter().any(|line| line.ends_with(&wrote))
-    })
-    .await?;
-    let tasks: Vec<TaskView> = agent.get("/v1/tasks").await?;
-    // An injection before this one may have filed it: its count was raised then.
-    let Subject::Error(signature) = &firing.subject else {
-        return Err(Failure::Other(anyhow!("the firing is about no error")));
-    };
-    let task = tasks.iter().find(|task| {
-        task.trigger == firing.trigger
-            && task.evidence.iter().any(|e| e.name == "subject" && e.text.contains(signature))
-    });
-    match task {
-        Some(task) => teller.tell("verified", &format!("{} is {}: {}", task.id, task.state, task.title)),
-        None => Err(Failure::No("the firing cleared, but there is no task for it".to_owned())),
-    }
 }
 
 /// The pid of `name`, once it is another one than `not`.

@@ -83,6 +83,10 @@ pub struct Environment {
     /// absolute path or by name.
     #[schemars(example = ["/srv/app/.venv"])]
     pub paths: Vec<PathBuf>,
+    /// Packages and programs that may change without a word (globs of their names). Default: none.
+    #[serde(default)]
+    #[schemars(example = ["pip", "types-*"])]
+    pub ignore: Vec<String>,
 }
 
 /// A git repo whose code is watched.
@@ -96,6 +100,11 @@ pub struct Repo {
     #[serde(default)]
     #[schemars(example = ["backend/**", "serve.py"])]
     pub critical: Vec<String>,
+    /// A file of it with a higher risk fires, of 1; it clears as far below as `[triggers.predicted_failure]` says. Default:
+    /// as there.
+    #[serde(default)]
+    #[schemars(example = &0.8)]
+    pub risk_threshold: Option<f64>,
 }
 
 /// Settings of `telemetry_drift`.
@@ -158,6 +167,17 @@ pub struct PredictedFailure {
     pub commits: u32,
     /// How long reading the history of one repo may take. Default `20s`.
     pub patience: Span,
+}
+
+impl PredictedFailure {
+    /// Above which risk a file fires, and at which it clears, in a repo with this threshold of its own.
+    #[must_use]
+    pub fn limits(&self, own: Option<f64>) -> (f64, f64) {
+        match own {
+            Some(threshold) => (threshold, (threshold - (self.threshold - self.clear)).max(0.0)),
+            None => (self.threshold, self.clear),
+        }
+    }
 }
 
 impl Default for PredictedFailure {

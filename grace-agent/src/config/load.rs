@@ -502,6 +502,7 @@ impl Config {
                     out.push(&[&at("paths")[..], &[Step::Index(n)]].concat(), why);
                 }
             }
+            out.globs(&at("ignore"), &environment.ignore);
         }
         let mut paths = BTreeMap::new();
         for (i, repo) in self.repo.iter().enumerate() {
@@ -513,11 +514,9 @@ impl Config {
                 let (path, first) = (shown(&repo.path), first + 1);
                 out.push(&at("path"), format!("`{path}` is already named by [[repo]] number {first}"));
             }
-            for (n, glob) in repo.critical.iter().enumerate() {
-                if let Err(err) = globset::Glob::new(glob) {
-                    let why = err.to_string().escape_debug().to_string();
-                    out.push(&[&at("critical")[..], &[Step::Index(n)]].concat(), why);
-                }
+            out.globs(&at("critical"), &repo.critical);
+            if repo.risk_threshold.is_some_and(|risk| !(risk > 0.0 && risk <= 1.0)) {
+                out.push(&at("risk_threshold"), "must be above 0 and at most 1");
             }
         }
         let trigger = |name, key| [Step::Key("triggers"), Step::Key(name), Step::Key(key)];
@@ -650,6 +649,14 @@ impl Wrongs {
     fn at_least_one(&mut self, at: &[Step], value: u32, instead: &str) {
         if value == 0 {
             self.push(at, format!("must be at least 1; {instead}"));
+        }
+    }
+
+    fn globs(&mut self, at: &[Step], patterns: &[String]) {
+        for (n, pattern) in patterns.iter().enumerate() {
+            if let Err(err) = globset::Glob::new(pattern) {
+                self.push(&[at, &[Step::Index(n)]].concat(), err.to_string().escape_debug().to_string());
+            }
         }
     }
 
@@ -1113,6 +1120,10 @@ mod tests {
                 "c.toml:4:8: path: `/srv//app` is already named by [[repo]] number 1",
             ),
             (
+                "[[repo]]\npath = \"/srv/app\"\nrisk_threshold = 1.5".to_owned(),
+                "c.toml:3:18: risk_threshold: must be above 0 and at most 1",
+            ),
+            (
                 "[triggers.predicted_failure]\nclear = 0.8".to_owned(),
                 "c.toml:2:9: clear: must be from 0 to `threshold`",
             ),
@@ -1124,6 +1135,8 @@ mod tests {
             assert_eq!(first(&text), expected);
         }
         assert!(first("[[repo]]\npath = \"/r\"\ncritical = [\"a[\"]").starts_with("c.toml:3:13: critical: "));
+        let ignore = "[[environment]]\nname = \"a\"\nkind = \"system\"\npaths = [\"/\"]\nignore = [\"a[\"]";
+        assert!(first(ignore).starts_with("c.toml:5:11: ignore: "));
     }
 
     #[test]

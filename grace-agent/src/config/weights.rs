@@ -36,7 +36,7 @@ pub struct Model {
     pub hub: Option<PathBuf>,
     /// Each [[process]] that is restarted after a repair: what it has loaded may be the damage.
     #[serde(default)]
-    #[schemars(example = ["server"])]
+    #[schemars(example = ["worker"])]
     pub restart: Vec<String>,
     /// Signal that every process gets after a repair that has the file mapped: `HUP`, `USR1`, `USR2`. Default: none.
     #[serde(default)]

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::executor::lock;
 use crate::api::control::{ControlError, Peer};
 use crate::api::view::{DependencyView, EndpointView, GoodView, RiskView, SourceView};
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 use crate::code_facts::KnownAnswers;
 use crate::config::Config;
 use crate::error_chain::chain;
@@ -24,6 +26,9 @@ use crate::sources::repos::{self, Repos};
 /// Files that are not as committed, named in an answer.
 const MAX_DIRTY: usize = 50;
 
+/// How often a scan asks an endpoint, at most.
+const MAX_ASKS: u32 = 5;
+
 /// The sources and what is known.
 pub(super) struct Code {
     pub(super) known: Arc<Known>,
@@ -35,6 +40,8 @@ pub(super) struct Code {
     risks: Risks,
     /// Folders of the repos that are declared.
     watched: Mutex<BTreeSet<PathBuf>>,
+    /// Answers in a row that a firing takes, the most of all endpoints.
+    confirm: AtomicU32,
     /// Names of the endpoints that the engine was told of.
     declared: Mutex<BTreeSet<String>>,
 }
@@ -54,8 +61,18 @@ impl Code {
         };
         let dependencies = Dependencies::start(events.clone(), Box::new(keep))?;
         let risks = Risks::start(events.clone())?;
-        let (watched, declared) = (Mutex::default(), Mutex::default());
-        Ok(Self { known, journal, events, endpoints, repos, dependencies, risks, watched, declared })
+        Ok(Self {
+            known,
+            journal,
+            events,
+            endpoints,
+            repos,
+            dependencies,
+            risks,
+            watched: Mutex::default(),
+            confirm: AtomicU32::new(1),
+            declared: Mutex::default(),
+        })
     }
 
     /// Watches what `config` says from now on.
@@ -90,6 +107,29 @@ impl Code {
         self.dependencies.look(environments, false).map_err(ControlError::NotFound)
     }
 
+    /// Has every source look now, for at most `patience` together. Says which have not ended.
+    pub(super) fn look(&self, patience: Duration) -> Vec<String> {
+        let clock = Stopwatch::start();
+        let asked = [("repos", self.repos.ask()), ("history", self.risks.ask())];
+        // As often as it takes to be sure.
+        let asks = self.confirm.load(Ordering::Relaxed).clamp(1, MAX_ASKS);
+        let answered = (0..asks).all(|_| self.endpoints.ask().wait(patience.saturating_sub(clock.elapsed())));
+        // Here: an environment that changes is else looked at when it has settled.
+        let mut late: Vec<String> = match self.dependencies.look(&[], false) {
+            Ok(_) => Vec::new(),
+            Err(why) => vec![format!("dependencies: {why}")],
+        };
+        let ended = asked.map(|(name, asked)| (name, asked.wait(patience.saturating_sub(clock.elapsed()))));
+        late.extend(
+            [("endpoints", answered)]
+                .iter()
+                .chain(&ended)
+                .filter(|(_, ended)| !ended)
+                .map(|(name, _)| format!("{name}: the look has not ended yet; what it sees will fire")),
+        );
+        late
+    }
+
     /// Takes what `environments`, or every one, have now as their snapshots.
     pub(super) fn snapshot_dependencies(
         &self,
@@ -114,7 +154,10 @@ impl Code {
         *watched = now;
         let repos = config.repo.iter().map(|repo| (repo.clone(), self.good(&repo.path)));
         self.repos.set(repos.collect(), config.triggers.code_diff.poll.get());
-        self.risks.set(config.repo.iter().map(|repo| repo.path.clone()), &config.triggers.predicted_failure);
+        self.risks.set(
+            config.repo.iter().map(|repo| (repo.path.clone(), repo.risk_threshold)),
+            &config.triggers.predicted_failure,
+        );
     }
 
     /// The known-good commit of a repo.
@@ -209,6 +252,9 @@ impl Code {
             }
             stays
         });
+        let confirm = config.triggers.telemetry_drift.confirm;
+        let most = config.endpoint.iter().map(|e| e.confirm.unwrap_or(confirm)).max();
+        self.confirm.store(most.unwrap_or(1), Ordering::Relaxed);
         for endpoint in &config.endpoint {
             let name = endpoint.name().to_owned();
             self.send(Kind::EndpointDeclared {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use grace_common::CLASS_NAMES;
 use tokio::sync::broadcast;
@@ -10,7 +12,7 @@ use tokio::sync::broadcast;
 use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
-use super::judge::{Duties, Notes};
+use super::judge::{Duties, Judged, Notes};
 use super::{declare, degraded, models, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
@@ -40,6 +42,7 @@ use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
+use crate::sources::round::Rounds;
 use crate::sources::scrub::Scrub;
 use crate::sources::weights::look_whole;
 
@@ -62,6 +65,11 @@ pub(super) struct Agent {
     pub(super) executor: Arc<Executor>,
     pub(super) kmsg: Arc<Kmsg>,
     pub(super) journald: Arc<Journald>,
+    pub(super) judged: Judged,
+    /// Asks upkeep for a look.
+    pub(super) rounds: Rounds,
+    /// Why accept queues cannot be seen.
+    pub(super) blind: Arc<Mutex<Option<String>>>,
     pub(super) duties: Duties,
     pub(super) notes: Notes,
     pub(super) firings: broadcast::Sender<FiringView>,
@@ -90,6 +98,23 @@ impl Agent {
                 "no [[process]] declared".into()
             } else {
                 format!("{specs} declared, by pidfd")
+            },
+        });
+        out.push(match (lock(&self.blind).clone(), specs) {
+            (Some(why), _) => SourceView {
+                name: "listeners".into(),
+                state: Health::Degraded,
+                detail: format!("accept queues cannot be seen: {why}"),
+            },
+            (None, 0) => SourceView {
+                name: "listeners".into(),
+                state: Health::Off,
+                detail: "no [[process]] declared".into(),
+            },
+            (None, _) => SourceView {
+                name: "listeners".into(),
+                state: Health::Ok,
+                detail: "accept queues of declared processes, by sock_diag".into(),
             },
         });
         out.push(self.executor.followed.health());
@@ -549,7 +574,14 @@ impl Control for Agent {
             .map(|view| view.path)
             .collect();
         self.executor.processes.check_progress();
+        let upkeep = self.rounds.ask();
+        let mut not_done = self.executor.code.look(LOOKS);
+        if !upkeep.wait(LOOKS) {
+            not_done
+                .push("pressure, listeners: the look has not ended yet; what it sees will fire".to_owned());
+        }
         let broken = self.boot_scan.look_again();
+        not_done.extend(self.settle().err());
         // What was seen is on its way to the engine: told when the firings say the same.
         let clock = Stopwatch::start();
         let fired = loop {
@@ -586,7 +618,7 @@ impl Control for Agent {
             at: Some(clock::wall_rfc3339()),
             triggers: lock(&self.duties).iter().filter(|d| d.works).map(|d| d.spec.name.to_owned()).collect(),
             syntax: None,
-            not_done: Vec::new(),
+            not_done,
         })
     }
 
@@ -624,7 +656,10 @@ impl Control for Agent {
 }
 
 /// How long a scan waits for the engine to judge what was seen.
-const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long a scan waits for the sources: for an endpoint that does not answer, a large repo that is read first.
+const LOOKS: Duration = Duration::from_secs(20);
 
 impl Agent {
     /// Looks at an owned file, all of it.
@@ -632,6 +667,27 @@ impl Agent {
         match known.kind {
             ContentKind::Weights => look_whole(self.executor.store.manifests(), path, known),
             ContentKind::Config | ContentKind::Secret => look(path, Some(known)),
+        }
+    }
+
+    /// Waits until what was told to the engine so far is judged and durable.
+    fn settle(&self) -> Result<(), String> {
+        let at = clock::boottime().0;
+        self.executor.send(Kind::Tick);
+        let clock = Stopwatch::start();
+        while self.judged.load(Ordering::Acquire) < at {
+            if clock.elapsed() > SETTLE {
+                return Err("the engine is behind: what it has not judged yet is not in this list".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let (done, durable) = std::sync::mpsc::sync_channel(1);
+        // Nobody may wait for it any more.
+        self.journal.append(Vec::new(), Some(Box::new(move |result| drop(done.try_send(result)))));
+        match durable.recv_timeout(SETTLE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(format!("the journal cannot be written: {why}")),
+            Err(_) => Err("the journal is behind: the newest firings may not be in this list".to_owned()),
         }
     }
 

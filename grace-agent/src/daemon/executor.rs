@@ -80,7 +80,7 @@ impl Executor {
         }));
         if let Action::RestoreFile { path, .. } = &order.action {
             // Verified by looking, also where no hook tells of the new file.
-            self.files.look(path);
+            self.files.restored(path);
         }
     }
 
@@ -147,12 +147,7 @@ impl Executor {
     }
 
     fn start(&self, name: &str) -> Result<String, String> {
-        let Some(mut process) = lock(&self.specs).get(name).cloned() else {
-            return Err("not declared any more".to_owned());
-        };
-        for (variable, value) in &self.tells {
-            process.env.entry(variable.clone()).or_insert_with(|| value.clone());
-        }
+        let process = self.declared(name)?;
         if let Some((pid, _)) = self.processes.running(name) {
             return Ok(format!("runs already as pid {pid}"));
         }
@@ -165,10 +160,18 @@ impl Executor {
         self.restart(name, since)
     }
 
+    /// The process `name` as it is to be started: told where to report to.
+    fn declared(&self, name: &str) -> Result<Process, String> {
+        let declared = lock(&self.specs).get(name).cloned();
+        let mut process = declared.ok_or_else(|| "not declared any more".to_owned())?;
+        for (variable, value) in &self.tells {
+            process.env.entry(variable.clone()).or_insert_with(|| value.clone());
+        }
+        Ok(process)
+    }
+
     fn restart(&self, name: &str, judged: Timestamp) -> Result<String, String> {
-        let Some(process) = lock(&self.specs).get(name).cloned() else {
-            return Err("not declared any more".to_owned());
-        };
+        let process = self.declared(name)?;
         let (processes, logs) = (&self.processes, &self.logs);
         match restart_process::restart(processes, &process, judged, logs, &self.running, &self.boot_id) {
             Ok(Restarted::Done(old, started)) => {

@@ -2,6 +2,7 @@
 //! that opens once the journal holds them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub(super) type Duties = Arc<Mutex<Vec<Duty>>>;
 /// By trigger.
 pub(super) type Notes = Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>;
 
+/// Time of the last event that was judged, in nanoseconds of the boot clock.
+pub(super) type Judged = Arc<AtomicU64>;
+
 /// Everything that the thread owns.
 pub(super) struct Judge {
     pub(super) engine: Engine,
@@ -42,6 +46,7 @@ pub(super) struct Judge {
     pub(super) recorder: Option<Recorder>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
+    pub(super) judged: Judged,
     pub(super) duties: Duties,
     pub(super) notes: Notes,
     /// Blocking threads for orders.
@@ -58,7 +63,7 @@ impl Judge {
         let mut keep = clock::boottime().after(KEEP);
         // When the notes are told next; none: nothing happened since they were.
         let mut tell: Option<Timestamp> = None;
-        while !stop.load(std::sync::atomic::Ordering::Acquire) {
+        while !stop.load(Ordering::Acquire) {
             let now = clock::boottime();
             let due = self.engine.wake();
             let next = due.into_iter().chain(tell).chain([keep]).min();
@@ -85,6 +90,7 @@ impl Judge {
                 event.at = event.at.max(last);
                 last = event.at;
                 self.step(&event);
+                self.judged.store(event.at.0, Ordering::Release);
                 if let Some(recorder) = &mut self.recorder {
                     recorder.record(&event);
                     recorder.flush();

@@ -14,6 +14,7 @@ mod gate;
 mod judge;
 mod models;
 mod pauses;
+mod supervisor;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ use crate::cli::run::RunOptions;
 use crate::cli::show;
 use crate::clock::{self, Stopwatch};
 use crate::config::{self, Config, Process};
+use crate::confine;
 use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind, RestartPolicy};
@@ -58,6 +60,7 @@ use crate::sources::kmsg::Kmsg;
 use crate::sources::logs::Logs;
 use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
+use crate::sources::round::Rounds;
 use crate::sources::scrub::Scrub;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
@@ -69,6 +72,7 @@ use control::Agent;
 use executor::{Executor, lock};
 use judge::Judge;
 use models::Models;
+use supervisor::{Supervisor, Watchdog};
 use upkeep::Upkeep;
 
 /// Events between sources and engine. A full channel makes the sources wait; what the kernel then drops it counts.
@@ -80,6 +84,11 @@ const DATAGRAMS: &str = "grace.dgram";
 /// Runs the agent until it is told to stop.
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let started = Stopwatch::start();
+    // Before any thread: what a thread gives up, only those that it starts give up with it.
+    if let Err(err) = confine::agent() {
+        tracing::warn!(why = %chain(&err), "goes on with all that it was started with");
+    }
+    let supervisor = Supervisor::from_env();
     let since = clock::wall_rfc3339();
     let (mut config, config_file) = Config::load(options.config.as_deref())?;
     if let Some(mode) = options.mode {
@@ -88,10 +97,18 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let state = StateDir::open(&options.state_dir)?;
     // Before any thread: the umask that makes the socket private is the whole program's.
     let listener = server::bind(&options.socket)?;
-    let result = serve(&options, config, config_file, state, listener, started, since);
+    let start = Start { started, since, supervisor };
+    let result = serve(&options, config, config_file, state, listener, start);
     // Only what this agent bound: the lock on the state folder is still held.
     drop(std::fs::remove_file(&options.socket));
     result
+}
+
+/// How the agent began.
+struct Start {
+    started: Stopwatch,
+    since: String,
+    supervisor: Supervisor,
 }
 
 fn serve(
@@ -100,9 +117,9 @@ fn serve(
     config_file: Option<PathBuf>,
     state: StateDir,
     listener: std::os::unix::net::UnixListener,
-    started: Stopwatch,
-    since: String,
+    start: Start,
 ) -> anyhow::Result<()> {
+    let Start { started, since, supervisor } = start;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(64)
@@ -211,6 +228,7 @@ fn serve(
     let engine = Engine::new(&config);
     let duties = Arc::new(Mutex::new(engine.duties()));
     let notes = Arc::new(Mutex::new(BTreeMap::new()));
+    let judged = judge::Judged::default();
     let reloaded = Arc::new(Mutex::new(None));
     let stop = Arc::new(AtomicBool::new(false));
     let judge = Judge {
@@ -219,6 +237,7 @@ fn serve(
         recorder: Recorder::new(&state.events(), &config),
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
+        judged: Arc::clone(&judged),
         duties: Arc::clone(&duties),
         notes: Arc::clone(&notes),
         pool: runtime.handle().clone(),
@@ -265,7 +284,12 @@ fn serve(
     let latency = Arc::new(Mutex::new(LatencyView::default()));
     let probe_settings = Arc::new(Mutex::new(config.probes.clone()));
     let quiet = Arc::new(Mutex::new(config.policy.quiet.clone()));
+    let (rounds, blind) = (Rounds::default(), Arc::new(Mutex::new(None)));
     let upkeep = Upkeep {
+        rounds: rounds.clone(),
+        judged: Arc::clone(&judged),
+        watchdog: Watchdog::new(Supervisor::from_env()),
+        blind: Arc::clone(&blind),
         pressure: config.pressure.clone(),
         quiet: Arc::clone(&quiet),
         kernel: probes.clone().zip(reader.clone()),
@@ -300,6 +324,9 @@ fn serve(
         executor: Arc::clone(&executor),
         kmsg: Arc::clone(&kmsg),
         journald: Arc::clone(&journald),
+        judged,
+        rounds,
+        blind,
         duties,
         notes,
         firings: firings.clone(),
@@ -322,7 +349,8 @@ fn serve(
         });
     })?;
 
-    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded, scanned))?;
+    let again = runtime.block_on(until_told(options, &agent, listener, &reloaded, scanned, &supervisor))?;
+    supervisor.tell("STOPPING=1");
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
     followed.stop();
@@ -377,6 +405,7 @@ async fn until_told(
     listener: std::os::unix::net::UnixListener,
     reloaded: &Mutex<Option<Config>>,
     mut scanned: tokio::sync::oneshot::Receiver<ScanView>,
+    supervisor: &Supervisor,
 ) -> anyhow::Result<bool> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -392,6 +421,7 @@ async fn until_told(
         let status = crate::api::control::Control::status(&**agent);
         print(&show::boot_picture(&status, options.color));
     }
+    supervisor.tell("READY=1");
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
@@ -402,7 +432,11 @@ async fn until_told(
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = usr1.recv() => { again = true; break; }
-            _ = hup.recv() => reload(options, agent, reloaded),
+            _ = hup.recv() => {
+                supervisor.tell("RELOADING=1");
+                reload(options, agent, reloaded);
+                supervisor.tell("READY=1");
+            }
             // Ends without a word where there was no scan.
             view = &mut scanned, if !scan_told => {
                 scan_told = true;

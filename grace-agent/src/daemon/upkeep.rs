@@ -8,7 +8,9 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
+use super::judge::Judged;
 use super::pauses;
+use super::supervisor::Watchdog;
 use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::{self, Stopwatch};
@@ -20,6 +22,7 @@ use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
 use crate::sources::listeners::Listeners;
 use crate::sources::pressure::Sampler;
+use crate::sources::round::Rounds;
 
 /// Period of the thread.
 const TICK: Duration = Duration::from_secs(1);
@@ -57,6 +60,12 @@ pub(super) struct Upkeep {
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) pressure: config::Pressure,
+    pub(super) judged: Judged,
+    pub(super) watchdog: Watchdog,
+    /// Looks that somebody asked for.
+    pub(super) rounds: Rounds,
+    /// Why accept queues cannot be seen, shared with `status`.
+    pub(super) blind: Arc<Mutex<Option<String>>>,
     pub(super) stop: Arc<AtomicBool>,
     /// A folder of the agent's own.
     pub(super) scratch: std::path::PathBuf,
@@ -64,21 +73,23 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Runs until `stop`.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         let settings = lock(&self.settings).clone();
         let mut timer = Timer { governor: Governor::new(settings.clone()), calls: None, settings };
         let mut sample: Option<Sample> = None;
         let mut cpu = (cpu_ns(), Stopwatch::start());
         let (mut sampler, mut told) = (Sampler::default(), Told::default());
         let mut second = 0;
-        let (mut listeners, mut blind) = (Listeners::default(), false);
+        let mut listeners = Listeners::default();
         while !self.stop.load(Ordering::Acquire) {
             let on = match &self.kernel {
                 Some((probes, _)) => self.time_calls(&mut timer, probes),
                 None => 0.0,
             };
             self.rest(on);
+            self.watchdog.turn(&self.executor, &self.judged);
             second += 1;
+            let (asked, begun) = (self.rounds.is_asked(), self.rounds.begin());
             if let Some((probes, reader)) = &self.kernel {
                 reader.tell_losses();
                 if let Some(sample) = sample.take() {
@@ -97,26 +108,29 @@ impl Upkeep {
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
             }
-            if second % LATENCIES_EVERY == 0 {
+            if asked || second % LATENCIES_EVERY == 0 {
                 self.executor.processes.tell_latencies();
             }
-            if second % if listeners.busy() { LISTENERS_BUSY } else { LISTENERS_EVERY } == 0 {
-                self.look_at_listeners(&mut listeners, &mut blind);
+            if asked || second % if listeners.busy() { LISTENERS_BUSY } else { LISTENERS_EVERY } == 0 {
+                self.look_at_listeners(&mut listeners);
             }
             // What is slow from the first call on needs no lesson, so it is set at once.
             if second % PROGRESS_EVERY == 0 || timer.settings.slow_factor == 0 {
                 self.executor.processes.learn_slow(&timer.settings);
             }
-            if second % PRESSURE_EVERY == 0 {
+            if asked || second % PRESSURE_EVERY == 0 {
                 let mut readings = sampler.quick();
-                if second % DISKS_EVERY == 0 {
+                if asked || second % DISKS_EVERY == 0 {
                     readings.extend(sampler.disks());
                 }
-                let readings = told.news(readings, &self.pressure, second);
+                if !asked {
+                    readings = told.news(readings, &self.pressure, second);
+                }
                 if !readings.is_empty() {
                     self.executor.send(Kind::Pressure { readings });
                 }
             }
+            self.rounds.end(begun);
             if second % QUIET_EVERY == 0 {
                 let quiet = lock(&self.quiet).clone();
                 pauses::check_quiet(&self.executor, &quiet);
@@ -177,15 +191,15 @@ impl Upkeep {
     }
 
     /// Tells of accept queues. What refuses is said when it begins to.
-    fn look_at_listeners(&self, listeners: &mut Listeners, blind: &mut bool) {
+    fn look_at_listeners(&self, listeners: &mut Listeners) {
         let processes = &self.executor.processes;
         match listeners.look(&processes.families(), clock::boottime()) {
             Ok(facts) => {
-                *blind = false;
+                *lock(&self.blind) = None;
                 processes.tell(facts);
             }
             Err(err) => {
-                if !std::mem::replace(blind, true) {
+                if lock(&self.blind).replace(err.to_string()).is_none() {
                     tracing::warn!(%err, "accept queues cannot be seen");
                 }
             }

@@ -23,6 +23,7 @@ use crate::code_facts::{Answer, KnownAnswers};
 use crate::config::Endpoint;
 use crate::event::{Event, Kind, Timestamp};
 use crate::shape::{Schema, Shape, openapi};
+use crate::sources::round::{Asked, Rounds};
 
 /// Bytes of an answer's body.
 const MAX_BODY: u64 = 1 << 20;
@@ -43,6 +44,7 @@ pub struct Endpoints {
 #[derive(Default)]
 struct Shared {
     stop: bool,
+    rounds: Rounds,
     polled: BTreeMap<String, Polled>,
 }
 
@@ -94,6 +96,18 @@ impl Endpoints {
         }
         drop(shared);
         self.thread.unpark();
+    }
+
+    /// Asks for a whole look now: every endpoint is asked, whenever it would be due.
+    #[must_use]
+    pub fn ask(&self) -> Asked {
+        let mut shared = lock(&self.shared);
+        let now = clock::boottime();
+        shared.polled.values_mut().for_each(|polled| polled.due = now);
+        let asked = shared.rounds.ask();
+        drop(shared);
+        self.thread.unpark();
+        asked
     }
 
     /// Ends the thread, when it next looks.
@@ -162,7 +176,7 @@ fn keep_asking(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
         let now = clock::boottime();
         let mut due: Vec<Polled> = Vec::new();
         let mut next = now.after(REST);
-        {
+        let (rounds, begun) = {
             let mut shared = lock(shared);
             if shared.stop {
                 return;
@@ -174,7 +188,8 @@ fn keep_asking(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
                 }
                 next = next.min(polled.due);
             }
-        }
+            (shared.rounds.clone(), shared.rounds.begin())
+        };
         for few in due.chunks_mut(AT_ONCE) {
             std::thread::scope(|scope| {
                 for polled in few.iter_mut() {
@@ -190,6 +205,7 @@ fn keep_asking(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
                 }
             }
         }
+        rounds.end(begun);
         std::thread::park_timeout(next.since(clock::boottime()));
     }
 }

@@ -68,6 +68,7 @@ enum Message {
     Own(PathBuf, Box<KnownGood>),
     Forget(PathBuf),
     Look(PathBuf),
+    Restored(PathBuf),
     Dirty(FileDirty),
     Stop,
 }
@@ -137,6 +138,14 @@ impl Files {
         let weights = locked(&self.owned_weights).contains_key(path);
         let lane = if weights { &self.weights } else { &self.small };
         lane.send(Message::Look(path.to_owned()));
+    }
+
+    /// Looks at `path` after it was restored, and tells what is there also where that is what was told before: it may have
+    /// been changed again, in the same way, before anybody saw it right.
+    pub fn restored(&self, path: &Path) {
+        let weights = locked(&self.owned_weights).contains_key(path);
+        let lane = if weights { &self.weights } else { &self.small };
+        lane.send(Message::Restored(path.to_owned()));
     }
 
     /// The dirty probe saw something.
@@ -477,6 +486,12 @@ impl Watcher {
             Message::Forget(path) => self.forget(&path),
             Message::Look(path) => {
                 if let Some(watched) = self.files.get_mut(&path) {
+                    watched.due.insert((now, via_rank(Via::Look)));
+                }
+            }
+            Message::Restored(path) => {
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.reported = None;
                     watched.due.insert((now, via_rank(Via::Look)));
                 }
             }

@@ -20,6 +20,7 @@ use crate::config::PredictedFailure;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind};
 use crate::risk::{self, Commit, History};
+use crate::sources::round::{Asked, Rounds};
 
 /// How often HEAD is looked at.
 const POLL: Duration = Duration::from_secs(5);
@@ -46,6 +47,7 @@ pub struct Risks {
 #[derive(Default)]
 struct Shared {
     stop: bool,
+    rounds: Rounds,
     settings: PredictedFailure,
     repos: BTreeMap<PathBuf, Rated>,
 }
@@ -57,6 +59,8 @@ struct Rated {
     head: Option<ObjectId>,
     files: Vec<FileRisk>,
     model: String,
+    /// The repo's own limit.
+    threshold: Option<f64>,
     trouble: Option<String>,
 }
 
@@ -75,19 +79,28 @@ impl Risks {
     }
 
     /// Rates these repos from now on.
-    pub fn set(&self, repos: impl Iterator<Item = PathBuf>, settings: &PredictedFailure) {
+    pub fn set(&self, repos: impl Iterator<Item = (PathBuf, Option<f64>)>, settings: &PredictedFailure) {
         let mut shared = lock(&self.shared);
         let same = shared.settings == *settings;
         let mut old = std::mem::take(&mut shared.repos);
         shared.repos = repos
-            .map(|path| {
-                let rated = old.remove(&path).filter(|_| same).unwrap_or_default();
+            .map(|(path, threshold)| {
+                let rated = old.remove(&path).filter(|old| same && old.threshold == threshold);
+                let rated = Rated { threshold, ..rated.unwrap_or_default() };
                 (path, rated)
             })
             .collect();
         shared.settings = settings.clone();
         drop(shared);
         self.thread.unpark();
+    }
+
+    /// Asks for a whole look now.
+    #[must_use]
+    pub fn ask(&self) -> Asked {
+        let asked = lock(&self.shared).rounds.ask();
+        self.thread.unpark();
+        asked
     }
 
     /// Ends the thread, when it next looks.
@@ -169,13 +182,13 @@ impl Risks {
 /// The thread.
 fn keep_rating(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
     loop {
-        let (repos, settings) = {
+        let (repos, settings, rounds, begun) = {
             let shared = lock(shared);
             if shared.stop {
                 return;
             }
             let repos: Vec<_> = shared.repos.iter().map(|(path, rated)| (path.clone(), rated.head)).collect();
-            (repos, shared.settings.clone())
+            (repos, shared.settings.clone(), shared.rounds.clone(), shared.rounds.begin())
         };
         for (path, before) in repos {
             let result = examine(&path, before, &settings);
@@ -184,6 +197,7 @@ fn keep_rating(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
             match result {
                 Ok(None) => rated.trouble = None,
                 Ok(Some(new)) => {
+                    let new = Rated { threshold: rated.threshold, ..new };
                     *rated = new.clone();
                     drop(shared);
                     let kind = told(&path, new, &settings);
@@ -193,6 +207,7 @@ fn keep_rating(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
                 Err(err) => rated.trouble = Some(chain(&err)),
             }
         }
+        rounds.end(begun);
         std::thread::park_timeout(POLL);
     }
 }
@@ -200,10 +215,11 @@ fn keep_rating(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
 /// What the engine needs to know: the files that fire, or keep a firing up.
 fn told(repo: &Path, rated: Rated, settings: &PredictedFailure) -> Kind {
     let mut files = rated.files;
-    files.retain(|file| file.risk > settings.clear);
+    let (_, clear) = settings.limits(rated.threshold);
+    files.retain(|file| file.risk > clear);
     files.truncate(MAX_TOLD);
     let head = rated.head.map(|id| id.to_string()).unwrap_or_default();
-    Kind::RiskSeen { repo: repo.to_owned(), head, files, model: rated.model }
+    Kind::RiskSeen { repo: repo.to_owned(), head, files, model: rated.model, threshold: rated.threshold }
 }
 
 /// Rates the repo at `path`; none where HEAD is still `before`.
@@ -236,7 +252,7 @@ fn examine(
         Some(why) => format!("{basis} ({why})"),
         None => basis.to_string(),
     };
-    Ok(Some(Rated { head: Some(head), files, model, trouble: None }))
+    Ok(Some(Rated { head: Some(head), files, model, threshold: None, trouble: None }))
 }
 
 /// Paths by number, the history, and why it was not read to its end.

@@ -24,6 +24,7 @@ pub mod processes;
 mod progress;
 pub mod records;
 pub mod repos;
+pub mod round;
 pub mod scrub;
 mod tally;
 mod tests_for;

@@ -434,7 +434,12 @@ impl Processes {
         let mut running = lock(&self.running);
         let Some(found) = running.values_mut().find(|r| r.name == name) else { return Ok(false) };
         found.ending = Some(ending);
-        match rustix::process::pidfd_send_signal(&found.pidfd, signal) {
+        let sent = rustix::process::pidfd_send_signal(&found.pidfd, signal);
+        if sent.is_ok() {
+            // One that is stopped hears of no signal but SIGKILL until it goes on. It may be gone already.
+            let _ = rustix::process::pidfd_send_signal(&found.pidfd, rustix::process::Signal::CONT);
+        }
+        match sent {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(true),
             Err(err) => Err(err.into()),
         }

@@ -25,6 +25,7 @@ use crate::config::Repo;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind};
 use crate::sha256;
+use crate::sources::round::{Asked, Rounds};
 
 /// Files that differ told by name.
 const MAX_CHANGES: usize = 200;
@@ -82,6 +83,7 @@ pub struct Repos {
 
 struct Shared {
     stop: bool,
+    rounds: Rounds,
     poll: Duration,
     repos: BTreeMap<PathBuf, Watched>,
 }
@@ -103,6 +105,7 @@ impl Repos {
     pub fn start(events: SyncSender<Event>) -> std::io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared {
             stop: false,
+            rounds: Rounds::default(),
             poll: Duration::from_secs(10),
             repos: BTreeMap::new(),
         }));
@@ -145,6 +148,14 @@ impl Repos {
             watched.looked = None;
         }
         self.thread.unpark();
+    }
+
+    /// Asks for a whole look now.
+    #[must_use]
+    pub fn ask(&self) -> Asked {
+        let asked = lock(&self.shared).rounds.ask();
+        self.thread.unpark();
+        asked
     }
 
     /// Ends the thread, when it next looks.
@@ -211,16 +222,18 @@ fn globs(patterns: &[String]) -> GlobSet {
 /// The thread.
 fn keep_looking(shared: &Mutex<Shared>, events: &SyncSender<Event>) {
     loop {
-        let (paths, poll) = {
+        let (paths, poll, rounds, begun) = {
             let shared = lock(shared);
             if shared.stop {
                 return;
             }
-            (shared.repos.keys().cloned().collect::<Vec<_>>(), shared.poll)
+            let paths: Vec<_> = shared.repos.keys().cloned().collect();
+            (paths, shared.poll, shared.rounds.clone(), shared.rounds.begin())
         };
         for path in paths {
             turn(shared, &path, events);
         }
+        rounds.end(begun);
         std::thread::park_timeout(poll);
     }
 }

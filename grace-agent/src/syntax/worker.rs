@@ -23,6 +23,7 @@ use super::check::{Checked, Skip, check};
 use super::language::{self, Language};
 use super::{MAX_FILE, scan::ScanError};
 use crate::clock::Stopwatch;
+use crate::confine;
 
 /// The hidden subcommand that is the child.
 pub const COMMAND: &str = "syntax-worker";
@@ -108,6 +109,8 @@ pub fn serve() -> io::Result<()> {
     };
     limit(Resource::As, MEMORY);
     limit(Resource::Core, 0);
+    // Whoever wrote the files may find a way into a parser; there shall be nothing to find behind it.
+    confine::parser().map_err(io::Error::other)?;
     let parsing = std::thread::Builder::new().stack_size(STACK).spawn(answer_all)?;
     parsing.join().unwrap_or_else(|_| Err(io::Error::other("a parser panicked")))
 }

@@ -4,8 +4,14 @@
 //! came `count` times within `window`; clears when it stayed away for a window in which its source was read and its
 //! process ran: silence of what is dead is no recovery. Remedy: a task, with the first and the last trace.
 
+mod kept;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use kept::Kept;
 
 use super::{Spec, Trigger};
 use crate::action::Action;
@@ -47,6 +53,8 @@ const WORDS: usize = 120;
 /// The trigger.
 pub struct ErrorFeed {
     settings: config::ErrorFeed,
+    /// Of which boot the times are.
+    boot_id: String,
     errors: BTreeMap<String, Known>,
     /// By when they were seen last, for the oldest to go.
     by_age: BTreeSet<(Timestamp, String)>,
@@ -86,7 +94,7 @@ struct Known {
 }
 
 /// An error as it was told last.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Seen {
     language: String,
     kind: String,
@@ -103,6 +111,7 @@ impl ErrorFeed {
     pub fn new(settings: config::ErrorFeed) -> Self {
         Self {
             settings,
+            boot_id: String::new(),
             errors: BTreeMap::new(),
             by_age: BTreeSet::new(),
             holding: BTreeSet::new(),
@@ -375,6 +384,13 @@ impl Trigger for ErrorFeed {
         self.holding.iter().filter_map(|s| self.clears_at(self.errors.get(s)?)).min()
     }
 
+    fn learned(&self) -> Option<serde_json::Value> {
+        let newest = self.by_age.iter().rev();
+        let known =
+            newest.filter_map(|(_, signature)| Some((signature.as_str(), self.errors.get(signature)?)));
+        Kept::of(&self.boot_id, known).ok()
+    }
+
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
         let now = event.at;
         let mut out = Vec::new();
@@ -404,6 +420,16 @@ impl Trigger for ErrorFeed {
                     trace: fault.trace,
                 };
                 self.seen(&signature, seen, *count, now, &mut out);
+            }
+            Kind::Start { boot_id, .. } => self.boot_id.clone_from(boot_id),
+            Kind::Learned { trigger, state } if trigger == SPEC.name => {
+                for (signature, known) in Kept::read(state, &self.boot_id) {
+                    // What came since this agent runs is newer.
+                    if !self.errors.contains_key(&signature) && self.errors.len() < SIGNATURES {
+                        self.by_age.insert((known.at, signature.clone()));
+                        self.errors.insert(signature, known);
+                    }
+                }
             }
             Kind::ErrorSource { source, process, works, count, window_ms } => {
                 let window = window_ms.map(Duration::from_millis);
@@ -586,6 +612,26 @@ mod tests {
             (6, Kind::Tick),
         ];
         assert_eq!(run(&mut feed, stream), ["2 holds error a", "6 cleared error a"]);
+    }
+
+    #[test]
+    fn a_restart_of_the_agent_loses_no_count_and_another_boot_begins_anew() {
+        let start = |boot: &str| Kind::Start { boot_id: boot.into(), version: "1".into(), next_firing: 1 };
+        let mut before = feed();
+        let stream = [(0, start("b1")), (1, seen("a", None, 2)), (2, seen("a", None, 2))];
+        assert!(run(&mut before, stream).is_empty());
+        let state = before.learned().unwrap();
+        let learned = || Kind::Learned { trigger: SPEC.name.into(), state: state.clone() };
+        let mut after = feed();
+        let stream = [(3, start("b1")), (3, learned()), (4, Kind::Tick), (5, seen("a", None, 1))];
+        assert_eq!(run(&mut after, stream), ["5 holds error a"]);
+        let mut after = feed();
+        let stream = [(3, start("b1")), (3, learned()), (700, seen("a", None, 1))];
+        assert!(run(&mut after, stream).is_empty(), "out of the window");
+        let mut after = feed();
+        assert!(run(&mut after, [(3, start("b2")), (3, learned()), (5, seen("a", None, 4))]).is_empty());
+        let broken = Kind::Learned { trigger: SPEC.name.into(), state: serde_json::json!({"version": 1}) };
+        assert!(run(&mut feed(), [(0, start("b1")), (1, broken), (2, seen("a", None, 4))]).is_empty());
     }
 
     #[test]

@@ -52,6 +52,7 @@ impl PredictedFailure {
         head: &str,
         files: &[FileRisk],
         model: &str,
+        (threshold, clear): (f64, f64),
     ) -> Vec<Verdict> {
         let mut out = Vec::new();
         let held = self.repos.entry(repo.to_owned()).or_default();
@@ -63,7 +64,7 @@ impl PredictedFailure {
                 still.insert(path);
                 continue;
             }
-            let limit = if held.contains_key(&path) { self.settings.clear } else { self.settings.threshold };
+            let limit = if held.contains_key(&path) { clear } else { threshold };
             if file.risk <= limit {
                 continue;
             }
@@ -71,20 +72,13 @@ impl PredictedFailure {
             let since = held.get(&path).map_or(now, |(since, _)| *since);
             let before = held.insert(path.clone(), (since, file.clone()));
             if before.is_none_or(|(_, before)| &before != file) {
-                out.push(Verdict::Holds(Box::new(self::finding(
-                    &path,
-                    since,
-                    head,
-                    file,
-                    model,
-                    &self.settings,
-                ))));
+                out.push(Verdict::Holds(Box::new(self::finding(&path, since, head, file, model, threshold))));
             }
         }
         let gone: Vec<PathBuf> = held.keys().filter(|path| !still.contains(*path)).cloned().collect();
         for path in gone {
             held.remove(&path);
-            let how = format!("its risk is not above {:.0} % any more", self.settings.clear * 100.0);
+            let how = format!("its risk is not above {:.0} % any more", clear * 100.0);
             out.push(Verdict::Cleared(Subject::File(path), how));
         }
         out
@@ -102,7 +96,10 @@ impl Trigger for PredictedFailure {
 
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
         match &event.kind {
-            Kind::RiskSeen { repo, head, files, model } => self.judge(event.at, repo, head, files, model),
+            Kind::RiskSeen { repo, head, files, model, threshold } => {
+                let limits = self.settings.limits(*threshold);
+                self.judge(event.at, repo, head, files, model, limits)
+            }
             Kind::RepoForgotten { repo } => {
                 let files = self.repos.remove(repo).unwrap_or_default();
                 let clear =
@@ -120,7 +117,7 @@ fn finding(
     head: &str,
     file: &FileRisk,
     model: &str,
-    settings: &config::PredictedFailure,
+    threshold: f64,
 ) -> Finding {
     let head: String = head.chars().take(12).flat_map(char::escape_debug).collect();
     Finding {
@@ -136,7 +133,7 @@ fn finding(
             file.risk * 100.0,
             file.percentile
         ),
-        threshold: format!("{:.0} %", settings.threshold * 100.0),
+        threshold: format!("{:.0} %", threshold * 100.0),
         baseline: model.escape_debug().to_string(),
         writer: None,
         noticed_by: None,
@@ -156,9 +153,13 @@ mod tests {
     use super::*;
 
     fn told(trigger: &mut PredictedFailure, risk: f64) -> Vec<String> {
+        told_with(trigger, risk, None)
+    }
+
+    fn told_with(trigger: &mut PredictedFailure, risk: f64, threshold: Option<f64>) -> Vec<String> {
         let file = FileRisk { path: "a.py".into(), risk, percentile: 99.0, reasons: vec!["often".into()] };
-        let kind =
-            Kind::RiskSeen { repo: "/r".into(), head: "abc".into(), files: vec![file], model: "m".into() };
+        let (repo, head, model) = ("/r".into(), "abc".into(), "m".into());
+        let kind = Kind::RiskSeen { repo, head, files: vec![file], model, threshold };
         let verdicts = trigger.on_event(&Event { at: Timestamp(1), kind });
         verdicts
             .into_iter()
@@ -183,6 +184,16 @@ mod tests {
         );
         assert_eq!(told(&mut trigger, 0.6), ["cleared /r/a.py: its risk is not above 60 % any more"]);
         assert_eq!(told(&mut trigger, 0.65), [""; 0]);
+    }
+
+    #[test]
+    fn a_repo_has_a_threshold_of_its_own() {
+        let mut trigger = PredictedFailure::new(config::PredictedFailure::default());
+        let mut told = |risk| told_with(&mut trigger, risk, Some(0.9));
+        assert_eq!(told(0.85), [""; 0]);
+        assert_eq!(told(0.91).len(), 1);
+        assert_eq!(told(0.81), ["holds /r/a.py: risk 81 %: often"]);
+        assert_eq!(told(0.8), ["cleared /r/a.py: its risk is not above 80 % any more"]);
     }
 
     #[test]

@@ -17,7 +17,10 @@ use crate::vm::{self, Ended, Guest};
 use crate::{places, process};
 
 /// The test targets that are also run in guests, those of them that there are, in this order.
-const TARGETS: [&str; 3] = ["kernel", "probes", "coverage"];
+const TARGETS: [&str; 4] = ["kernel", "probes", "coverage", "power"];
+/// Those of them that are about the disk more than about the kernel: in the newest of the usual kernels alone, unless
+/// all kernels are asked for.
+const ONCE: [&str; 1] = ["power"];
 /// For all of them in an emulated processor.
 const TIMEOUT: Duration = Duration::from_mins(30);
 /// Each has one processor.
@@ -69,8 +72,13 @@ pub(super) fn run(args: &Args, built: &[Built], not_run: &mut NotRun) -> Vec<Sui
                         Err(why) => Err(format!("{why:#}")),
                     };
                     let outcome = match kernel {
-                        Ok(kernel) => in_guest(name, &kernel, &tests, args.filter.as_deref())
-                            .map_err(|why| format!("{why:#}")),
+                        Ok(kernel) => {
+                            let all = args.all_kernels || kernels.last() == Some(&name);
+                            let wanted = |test: &&&Built| all || !ONCE.contains(&test.target.as_str());
+                            let tests: Vec<&Built> = tests.iter().filter(wanted).copied().collect();
+                            in_guest(name, &kernel, &tests, args.filter.as_deref())
+                                .map_err(|why| format!("{why:#}"))
+                        }
                         Err(mut why) => {
                             if let Some(next) = instead_of(name, kernels) {
                                 why.push_str(&format!("; {next} takes its place"));

@@ -21,6 +21,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::api::view::{DependencyView, Health, SourceView};
@@ -167,12 +168,14 @@ pub fn of_process(process: &Process) -> Vec<Environment> {
         name: format!("process/{name}"),
         kind: Ecosystem::Binary,
         paths: vec![program.clone()],
+        ignore: Vec::new(),
     }];
     let venv = program.parent().and_then(Path::parent).filter(|folder| folder.join("pyvenv.cfg").is_file());
     out.extend(venv.map(|venv| Environment {
         name: format!("process/{name}/python"),
         kind: Ecosystem::Python,
         paths: vec![venv.to_owned()],
+        ignore: Vec::new(),
     }));
     let is_node = program.file_name().is_some_and(|name| name == "node" || name == "nodejs");
     let script = process.command.iter().skip(1).map(Path::new).find(|arg| arg.is_absolute());
@@ -186,6 +189,7 @@ pub fn of_process(process: &Process) -> Vec<Environment> {
         name: format!("process/{name}/npm"),
         kind: Ecosystem::Npm,
         paths: vec![folder.to_owned()],
+        ignore: Vec::new(),
     }));
     out
 }
@@ -294,7 +298,8 @@ fn look(
 /// What differs, regressions first.
 fn changes(config: &Environment, was: &Packages, is: &Packages) -> Vec<DependencyChange> {
     let mut out = Vec::new();
-    for (name, old) in was {
+    let ignored = globs(&config.ignore);
+    for (name, old) in was.iter().filter(|(name, _)| !ignored.is_match(name)) {
         let new = is.get(name);
         // Not needed any more, or found elsewhere, is not vanished.
         let stays = new.is_none() && old == binary::LIBRARY && Path::new(name).exists();
@@ -308,10 +313,20 @@ fn changes(config: &Environment, was: &Packages, is: &Packages) -> Vec<Dependenc
         }
     }
     // A library that nobody loads any more, or that another one replaces, is not what vanished is about.
-    for (name, new) in is.iter().filter(|(name, _)| !was.contains_key(*name)) {
+    for (name, new) in is.iter().filter(|(name, _)| !was.contains_key(*name) && !ignored.is_match(name)) {
         out.push(DependencyChange { name: name.clone(), was: None, is: Some(new.clone()), undo: None });
     }
     out
+}
+
+/// The names that may change.
+fn globs(patterns: &[String]) -> GlobSet {
+    let mut set = GlobSetBuilder::new();
+    // The configuration was checked: what is no glob cannot stand there.
+    patterns.iter().filter_map(|pattern| Glob::new(pattern).ok()).for_each(|glob| {
+        set.add(glob);
+    });
+    set.build().unwrap_or_else(|_| GlobSet::empty())
 }
 
 fn read(config: &Environment) -> io::Result<Packages> {

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn environment(kind: Ecosystem, path: &str) -> Environment {
-        Environment { name: "e".into(), kind, paths: vec![path.into()] }
+        Environment { name: "e".into(), kind, paths: vec![path.into()], ignore: Vec::new() }
     }
 
     #[test]
