@@ -180,9 +180,9 @@ mod tests {
     #[test]
     fn answers_are_the_same_within_the_tolerance() {
         assert_eq!(differs("[1.00, 2.00] ok\n", "[1.00, 2.00] ok\n", 0.0), None);
-        assert_eq!(differs("[1.00, 2.00] ok", "[1.01, 2.00] ok", 1.0), None);
-        let how = differs("[1.00, 2.00] ok", "[1.02, 2.00] ok", 1.0).unwrap();
-        assert_eq!(how, "it answers `1.02` instead of `1.00`");
+        assert_eq!(differs("[1.00, 2.00] ok", "[1.01, 2.00] ok", 2.0), None);
+        let how = differs("[1.00, 2.00] ok", "[1.05, 2.00] ok", 2.0).unwrap();
+        assert_eq!(how, "it answers `1.05` instead of `1.00`");
         assert!(differs("a b", "a c", 50.0).is_some());
         assert!(differs("a b", "a", 50.0).unwrap().contains("nothing more"));
         assert!(differs("1", "NaN", 50.0).is_some());

@@ -112,7 +112,8 @@ impl ModelIntegrity {
         let drop = self.settings.accuracy_drop_percent / 100.0;
         // Half of the fall must be made up for before it is over. A value among the usual ones is no fall, however they scatter.
         let share = if model.low.is_some() { drop / 2.0 } else { drop };
-        let tolerated = (baseline.abs() * share).max(SCATTER * model.scatter(baseline));
+        let tolerated = (baseline.abs() * share)
+            .max((SCATTER * model.scatter(baseline)).min(baseline.abs() * SCATTER_MAX));
         let fall = if model.lower_is_better { value - baseline } else { baseline - value };
         if fall > tolerated {
             model.low = Some((model.low.map_or(now, |low| low.0), value));
@@ -210,6 +211,9 @@ impl ModelIntegrity {
 
 /// So many times as far as healthy values scatter is further than they scatter.
 const SCATTER: f64 = 3.0;
+
+/// However values scatter, one that is further off than this share of the baseline is a fall.
+const SCATTER_MAX: f64 = 0.5;
 
 impl Trigger for ModelIntegrity {
     fn spec(&self) -> &'static Spec {
