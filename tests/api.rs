@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use grace_agent::api::client::{Client, Followed};
 use grace_agent::api::control::{Control, ControlError, FiringsQuery, Peer};
 use grace_agent::api::server;
+use grace_agent::api::tasks::ClaimRequest;
 use grace_agent::api::view::*;
 use grace_agent::code_facts::{DependencyChange, Ecosystem};
 use grace_agent::config::{Config, Mode, Process};
@@ -25,6 +26,7 @@ use grace_agent::event::{Actor, SyntaxError};
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
 use grace_agent::firing::{FiringId, Route, Rung, RungState, Scope, State, Subject};
 use grace_agent::reported::Reported;
+use grace_agent::tasks::Change;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot};
 
@@ -416,6 +418,26 @@ impl Control for Fake {
                 text: evil("made"),
             }],
         }])
+    }
+
+    fn task(&self, id: &str) -> Result<TaskView, ControlError> {
+        let tasks = self.tasks()?;
+        tasks.into_iter().find(|t| t.id == id).ok_or_else(|| ControlError::NotFound(format!("no task {id}")))
+    }
+
+    fn claim_task(&self, request: &ClaimRequest, _peer: Peer) -> Result<ClaimedView, ControlError> {
+        self.note(format!("claim {:?} for {}", request.id, request.agent));
+        Ok(ClaimedView { token: "secret".to_owned(), task: self.task("t-3")? })
+    }
+
+    fn change_task(&self, id: &str, change: Change, peer: Peer) -> Result<TaskView, ControlError> {
+        self.note(format!("{change:?} of {id} by {}", peer.uid));
+        match change {
+            Change::Complete { token, .. } if token != "secret" => {
+                Err(ControlError::Refused("this token does not hold the claim".into()))
+            }
+            _ => self.task(id),
+        }
     }
 
     fn config(&self) -> Config {
@@ -936,6 +958,7 @@ const READING: &[(&[&str], &str)] = &[
     (&["pause", "worker", "--for", "1h", "--why", "a new disk"], "pause"),
     (&["tasks", "list"], "task"),
     (&["tasks", "show", "t-3"], "task"),
+    (&["tasks", "claim", "--agent", "a"], "claimed"),
     (&["snapshot", "/etc/a"], "answer"),
     (&["restore", "/etc/a"], "answer"),
     (&["forget", "/etc/a"], "answer"),
@@ -987,7 +1010,7 @@ fn json_is_what_the_schema_says() {
         let streams = !matches!(
             args[0],
             "status" | "explain" | "restore" | "heartbeat" | "queue" | "latency" | "error" | "accuracy"
-        ) && args.get(1) != Some(&"show");
+        ) && !matches!(args.get(1), Some(&("show" | "claim")));
         if streams {
             assert_eq!(text.lines().count(), values.len(), "{args:?} is one a line");
         }
@@ -1055,6 +1078,12 @@ fn exit_codes_say_what_happened() {
         (&["snapshots", "/etc/other"], 1),
         (&["explain", "f-404"], 1),
         (&["tasks", "show", "t-9"], 1),
+        (&["tasks", "show", "../status"], 1),
+        (&["tasks", "complete", "t-3", "--token", "secret", "--summary", "s"], 0),
+        (&["tasks", "complete", "t-3", "--token", "guessed", "--summary", "s"], 4),
+        (&["tasks", "attach", "t-3", "--token", "secret", "--name", "log", "/etc/hostname"], 0),
+        (&["tasks", "cancel", "t-3", "--why", "w"], 0),
+        (&["tasks", "reopen", "t-9", "--why", "w"], 1),
         (&["firings", "--trigger", "nope"], 2),
         (&["explain", "f-403"], 4),
         (&["heartbeat", "a"], 0),

@@ -117,8 +117,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
+    ("tasks", &["api", "clock", "config", "event", "firing"]),
     ("recording", &["config", "event"]),
-    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported"]),
+    ("api", &["api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
     (
         "cli",
         &[
@@ -143,6 +144,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "engine",
             "action",
             "weights",
+            "tasks",
         ],
     ),
     // Joins them all.
@@ -178,6 +180,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "syntax",
             "triggers",
             "weights",
+            "tasks",
         ],
     ),
 ];

@@ -48,6 +48,13 @@ pub fn wall_rfc3339() -> String {
     format_wall(i128::from(wall_ns()))
 }
 
+/// The moment that an RFC 3339 text names, in nanoseconds since the epoch.
+#[must_use]
+pub fn parse_rfc3339(text: &str) -> Option<i64> {
+    let at: jiff::Timestamp = text.parse().ok()?;
+    i64::try_from(at.as_nanosecond()).ok()
+}
+
 fn format_wall(ns: i128) -> String {
     jiff::Timestamp::from_nanosecond(ns).map_or_else(|_| "unknown".to_owned(), |t| format!("{t:.6}"))
 }

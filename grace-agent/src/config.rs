@@ -17,12 +17,14 @@ use crate::event::{Restart, RestartPolicy};
 mod code;
 mod describe;
 mod load;
+mod tasks;
 mod weights;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
+pub use tasks::Tasks;
 pub use weights::{Canary, Model, Notify, Repair, Weights};
 
 /// Whether Grace may change the host.
@@ -66,6 +68,9 @@ pub struct Config {
     pub route: Vec<Route>,
     /// Who may send what applications say of themselves.
     pub records: Records,
+    /// The queue of tasks.
+    #[serde(default)]
+    pub tasks: Tasks,
     /// Source trees of services on this host.
     pub repo: Vec<Repo>,
     /// The scan for syntax errors.

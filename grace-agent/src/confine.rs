@@ -54,13 +54,15 @@ pub enum ConfineError {
 /// Gives up what the agent does not use: the calling thread's, and so that of all it starts. To be called before there
 /// are other threads.
 ///
-/// What is started as root has all of root's capabilities again: the bounding set stays, for a server that Grace restarts
-/// must be able to do what it could before.
+/// They are not in effect any more; they stay permitted and in the bounding set. A server that Grace restarts must be able
+/// to do what it could before, and one that gets more by execve(2) than its parent was permitted leaves no core dumps.
 ///
 /// # Errors
 /// Where the kernel refuses.
 pub fn agent() -> Result<(), ConfineError> {
-    keep(AGENT)
+    let mut sets = capabilities(None).map_err(ConfineError::Capabilities)?;
+    sets.effective &= AGENT;
+    set_capabilities(None, sets).map_err(ConfineError::Capabilities)
 }
 
 /// Leaves this process nothing but to read files and to write into what is open. For processes that parse what anybody
@@ -79,13 +81,9 @@ pub fn parser() -> Result<(), ConfineError> {
 
 fn keep(wanted: CapabilitySet) -> Result<(), ConfineError> {
     let mut sets = capabilities(None).map_err(ConfineError::Capabilities)?;
-    let before = sets.permitted;
     sets.permitted &= wanted;
     sets.effective &= wanted;
     sets.inheritable &= wanted;
-    if sets.permitted == before {
-        return Ok(());
-    }
     set_capabilities(None, sets).map_err(ConfineError::Capabilities)
 }
 
@@ -312,8 +310,9 @@ mod tests {
             capabilities(None).unwrap()
         });
         let sets = thread.join().unwrap();
-        assert!(!sets.permitted.intersects(never) && !sets.effective.intersects(never), "{sets:?}");
-        let mine = capabilities(None).unwrap().permitted;
-        assert_eq!(sets.permitted, mine & AGENT, "no more than that is given up");
+        assert!(!sets.effective.intersects(never), "{sets:?}");
+        let mine = capabilities(None).unwrap();
+        assert_eq!(sets.effective, mine.effective & AGENT, "no more than that is given up");
+        assert_eq!(sets.permitted, mine.permitted, "what it starts must not have to win it back");
     }
 }

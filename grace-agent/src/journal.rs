@@ -1,4 +1,4 @@
-//! The durable memory: firings, decisions, outcomes and tasks, in SQLite with WAL and synchronous=FULL.
+//! The durable memory: firings, decisions and outcomes, in SQLite with WAL and synchronous=FULL.
 //!
 //! One thread owns the writing connection. What waits is committed together: one fsync for many records under load.
 //! An order is carried out only after the commit that holds its decision, so after a crash the journal always names
@@ -8,11 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rusqlite::{Connection, OptionalExtension, params};
-use sha2::{Digest as _, Sha256};
 
 use crate::action::Outcome;
 use crate::api::control::FiringsQuery;
-use crate::api::view::{EvidenceView, FiringView, JournalView, TaskView};
+use crate::api::view::{FiringView, JournalView};
 use crate::clock;
 use crate::event::Timestamp;
 use crate::firing::{Firing, FiringId, Route, Scope, Subject};
@@ -42,13 +41,6 @@ CREATE TABLE IF NOT EXISTS firings (
     view TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS firings_at ON firings (at_ns);
-CREATE TABLE IF NOT EXISTS tasks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    fingerprint TEXT NOT NULL UNIQUE,
-    count INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    view TEXT NOT NULL
-);
 CREATE TABLE IF NOT EXISTS pauses (
     scope TEXT PRIMARY KEY,
     until_ns INTEGER NOT NULL,
@@ -307,13 +299,17 @@ impl Journal {
         })
     }
 
-    /// Tasks, oldest first.
-    pub fn tasks(&self) -> Result<Vec<TaskView>, JournalError> {
-        let views: Vec<String> = self.read("list tasks", |db| {
-            let mut sql = db.prepare_cached("SELECT view FROM tasks ORDER BY id")?;
-            sql.query_map([], |row| row.get(0))?.collect()
+    /// The newest firing of a trigger about a subject, which is named as in the documents.
+    pub fn newest(&self, trigger: &str, subject: &str) -> Result<Option<FiringView>, JournalError> {
+        let view: Option<String> = self.read("find a firing", |db| {
+            db.prepare_cached(
+                "SELECT view FROM firings WHERE trigger = ?1 AND json_extract(view, '$.subject') = json(?2)
+                 ORDER BY id DESC LIMIT 1",
+            )?
+            .query_row([trigger, subject], |row| row.get(0))
+            .optional()
         })?;
-        Ok(views.iter().filter_map(|view| serde_json::from_str(view).ok()).collect())
+        Ok(view.and_then(|view| serde_json::from_str(&view).ok()))
     }
 
     /// Keeps a pause; one of the same scope is replaced. Durable when it returns.
@@ -345,75 +341,6 @@ impl Journal {
                 Ok(serde_json::from_str(&scope).ok().map(|scope| Pause { scope, until_ns, why, by }))
             })?;
             rows.filter_map(Result::transpose).collect()
-        })
-    }
-
-    /// Files a task for the firing `id`, or raises the count of the one that is open for the same fault.
-    /// Durable when it returns.
-    pub fn file_task(
-        &self,
-        id: Option<FiringId>,
-        title: &str,
-        acceptance: &str,
-    ) -> Result<String, JournalError> {
-        let firing = match id {
-            Some(id) => self.firing(id)?.map(|(view, _)| view),
-            None => None,
-        };
-        let trigger = firing.as_ref().map_or_else(String::new, |f| f.trigger.clone());
-        let subject = firing.as_ref().map(|f| to_json(&f.subject)).unwrap_or_default();
-        let fingerprint = hex(&Sha256::digest(format!("{trigger}\0{subject}\0{title}")));
-        let now = clock::wall_rfc3339();
-        let evidence = firing.as_ref().map(evidence_of).unwrap_or_default();
-        self.read("file a task", |db| {
-            let tx = db.transaction()?;
-            let old: Option<(i64, String)> = tx
-                .query_row("SELECT id, view FROM tasks WHERE fingerprint = ?1", [&fingerprint], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })
-                .optional()?;
-            let old = old.and_then(|(id, view)| Some((id, serde_json::from_str::<TaskView>(&view).ok()?)));
-            let (number, view, done) = match old {
-                Some((number, mut view)) => {
-                    view.count += 1;
-                    view.evidence = evidence;
-                    (number, view, "raised")
-                }
-                None => {
-                    tx.execute(
-                        "INSERT INTO tasks (fingerprint, count, at, view) VALUES (?1, 0, ?2, '')",
-                        params![fingerprint, now],
-                    )?;
-                    let number = tx.last_insert_rowid();
-                    let view = TaskView {
-                        id: format!("t-{number}"),
-                        fingerprint: fingerprint.clone(),
-                        count: 1,
-                        title: title.to_owned(),
-                        trigger,
-                        state: "open".into(),
-                        claim: None,
-                        evidence,
-                        acceptance: acceptance.to_owned(),
-                        history: vec![JournalView {
-                            seq: 0,
-                            at: now.clone(),
-                            kind: "task".into(),
-                            text: match id {
-                                Some(id) => format!("filed for {id}"),
-                                None => "filed".into(),
-                            },
-                        }],
-                    };
-                    (number, view, "filed")
-                }
-            };
-            tx.execute(
-                "UPDATE tasks SET count = ?2, view = ?3 WHERE id = ?1",
-                params![number, view.count, to_json(&view)],
-            )?;
-            tx.commit()?;
-            Ok(format!("{done} {}", view.id))
         })
     }
 
@@ -536,33 +463,6 @@ fn describe(record: &Record) -> (Timestamp, &'static str, Option<FiringId>, Stri
     }
 }
 
-/// The facts of a firing as evidence, each with its trust label.
-fn evidence_of(firing: &FiringView) -> Vec<EvidenceView> {
-    let item = |name: &str, trust: &str, text: String| EvidenceView {
-        name: name.to_owned(),
-        trust: trust.to_owned(),
-        sha256: hex(&Sha256::digest(&text)),
-        text,
-    };
-    let mut out = vec![item(
-        "judgement",
-        "grace",
-        format!(
-            "measured: {}\nthreshold: {}\nbaseline: {}\nsince: {}\ncame back: {} times",
-            firing.measured, firing.threshold, firing.baseline, firing.since, firing.count
-        ),
-    )];
-    // Names, paths and log lines can be written by others: data, never instructions.
-    out.push(item("subject", "untrusted", to_json(&firing.subject)));
-    if let Some(writer) = &firing.writer {
-        out.push(item("writer", "untrusted", to_json(writer)));
-    }
-    if !firing.evidence.is_empty() {
-        out.push(item("output", "untrusted", firing.evidence.join("\n")));
-    }
-    out
-}
-
 fn journal_view(row: &rusqlite::Row<'_>) -> rusqlite::Result<JournalView> {
     Ok(JournalView { seq: row.get(0)?, at: row.get(1)?, kind: row.get(2)?, text: row.get(3)? })
 }
@@ -570,10 +470,6 @@ fn journal_view(row: &rusqlite::Row<'_>) -> rusqlite::Result<JournalView> {
 fn to_json<T: serde::Serialize>(value: &T) -> String {
     // Plain data with string keys only: serde_json has no way to fail on it.
     serde_json::to_string(value).unwrap_or_default()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -37,5 +37,6 @@ pub mod sources;
 pub mod state_dir;
 pub mod syntax;
 pub mod syntax_rule;
+pub mod tasks;
 pub mod triggers;
 pub mod weights;

@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::broadcast;
 
+use super::tasks::ClaimRequest;
 use super::view::{
-    DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer, PauseView,
-    RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
+    PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::config::{Config, Process};
 use crate::file_state::ContentKind;
 use crate::firing::{Route, Scope};
 use crate::reported::Reported;
+use crate::tasks::Change;
 
 /// Which firings to list.
 #[derive(Debug, Clone, Default)]
@@ -91,6 +94,12 @@ pub trait Control: Send + Sync + 'static {
     fn pauses(&self) -> Result<Vec<PauseView>, ControlError>;
     /// Tasks, oldest first.
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
+    /// One task.
+    fn task(&self, id: &str) -> Result<TaskView, ControlError>;
+    /// Claim a task.
+    fn claim_task(&self, request: &ClaimRequest, peer: Peer) -> Result<ClaimedView, ControlError>;
+    /// Do something with a task.
+    fn change_task(&self, id: &str, change: Change, peer: Peer) -> Result<TaskView, ControlError>;
     /// The configuration in force.
     fn config(&self) -> Config;
     /// Take in what an application says of itself. Of what was not even a record it is said why.

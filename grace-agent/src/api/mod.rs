@@ -7,4 +7,5 @@ pub mod client;
 pub mod code;
 pub mod control;
 pub mod server;
+pub mod tasks;
 pub mod view;

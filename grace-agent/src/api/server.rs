@@ -256,11 +256,11 @@ fn router(shared: Shared) -> Router {
         .route("/v1/pauses", get(pauses))
         .route("/v1/pause", post(pause))
         .route("/v1/resume", post(resume))
-        .route("/v1/tasks", get(tasks))
         .route("/v1/config", get(config))
         .route("/v1/records", post(records))
         .route("/v1/scan", get(scanned).post(scan))
         .merge(super::code::routes())
+        .merge(super::tasks::routes())
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))
         .method_not_allowed_fallback(async || {
             Failure(StatusCode::METHOD_NOT_ALLOWED, "this route has another method".to_owned())
@@ -469,10 +469,6 @@ pub struct ResumeRequest {
 async fn resume(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Body) -> Answer {
     let ResumeRequest { scope } = parse(body)?;
     shared.ask(move |control| control.resume(&scope, peer)).await
-}
-
-async fn tasks(State(shared): State<Shared>) -> Answer {
-    shared.ask(|control| control.tasks()).await
 }
 
 async fn config(State(shared): State<Shared>) -> Answer {

@@ -651,7 +651,8 @@ pub struct TaskView {
     pub title: String,
     /// The trigger that fired.
     pub trigger: String,
-    /// `open`, `cancelled`.
+    /// `open`, `claimed`, `submitted` (done, as somebody thinks), `verified` (the trigger stayed clear), `reopened`,
+    /// `cancelled`.
     pub state: String,
     /// Who works on it.
     pub claim: Option<ClaimView>,
@@ -670,6 +671,15 @@ pub struct ClaimView {
     pub agent: String,
     /// Until when it may.
     pub lease_until: String,
+}
+
+/// `grace tasks claim --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClaimedView {
+    /// What holds the claim: to be shown with every heartbeat, attachment and the end. Told once.
+    pub token: String,
+    /// The task.
+    pub task: TaskView,
 }
 
 /// A fact that belongs to a task.

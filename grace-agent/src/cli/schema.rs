@@ -7,8 +7,9 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::view::{
-    DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer, PauseView,
-    RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView, VerifyView,
+    ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
+    PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
+    VerifyView,
 };
 use crate::cli::doctor::Report;
 use crate::config::Config;
@@ -21,8 +22,8 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "config", "deps", "doctor", "endpoint", "explain", "firing", "good", "incident", "pause",
-    "records", "risk", "scan", "snapshot", "status", "task", "trigger", "verify",
+    "answer", "claimed", "config", "deps", "doctor", "endpoint", "explain", "firing", "good", "incident",
+    "pause", "records", "risk", "scan", "snapshot", "status", "task", "trigger", "verify",
 ];
 
 impl Schema {
@@ -49,6 +50,7 @@ impl Schema {
             "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),
+            "claimed" => schema_for!(ClaimedView),
             "task" => schema_for!(TaskView),
             "trigger" => schema_for!(TriggerView),
             "verify" => schema_for!(VerifyView),

@@ -16,11 +16,12 @@ use super::judge::{Duties, Judged, Notes};
 use super::{declare, degraded, models, pauses};
 use crate::actions::start_process;
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::tasks::ClaimRequest;
 use crate::api::view::{
-    ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView, GoodView,
-    Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView, RecordsAnswer,
-    RefusedView, RingView, RiskView, ScanItem, ScanState, ScanView, SnapshotView, SourceView, StatusView,
-    TaskView, TriggerView, VerifyVerdict, VerifyView,
+    ClaimedView, ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView,
+    GoodView, Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView,
+    RecordsAnswer, RefusedView, RingView, RiskView, ScanItem, ScanState, ScanView, SnapshotView, SourceView,
+    StatusView, TaskView, TriggerView, VerifyVerdict, VerifyView,
 };
 use crate::clock::{self, Stopwatch};
 use crate::config;
@@ -45,6 +46,7 @@ use crate::sources::records::{self, Access, Records, Refused};
 use crate::sources::round::Rounds;
 use crate::sources::scrub::Scrub;
 use crate::sources::weights::look_whole;
+use crate::tasks::{Change, QueueError};
 
 /// The agent as the socket sees it.
 pub(super) struct Agent {
@@ -541,7 +543,23 @@ impl Control for Agent {
     }
 
     fn tasks(&self) -> Result<Vec<TaskView>, ControlError> {
-        self.journal.tasks().map_err(|err| Self::failed(&err))
+        self.executor.tasks.all().map_err(|err| Self::failed(&err))
+    }
+
+    fn task(&self, id: &str) -> Result<TaskView, ControlError> {
+        self.executor.tasks.get(id).map_err(refused)
+    }
+
+    fn claim_task(&self, request: &ClaimRequest, peer: Peer) -> Result<ClaimedView, ControlError> {
+        let ClaimRequest { id, agent, lease_s } = request;
+        let lease = lease_s.map(Duration::from_secs);
+        let (token, task) = self.executor.tasks.claim(id.as_deref(), agent, lease).map_err(refused)?;
+        self.journal.note("command", format!("{} claimed by uid {}", task.id, peer.uid));
+        Ok(ClaimedView { token, task })
+    }
+
+    fn change_task(&self, id: &str, change: Change, peer: Peer) -> Result<TaskView, ControlError> {
+        self.executor.tasks.update(id, change, &format!("uid {}", peer.uid)).map_err(refused)
     }
 
     fn config(&self) -> Config {
@@ -755,6 +773,17 @@ fn by_incident(firings: Vec<FiringView>) -> Vec<IncidentView> {
         })
     };
     groups.into_iter().filter_map(incident).collect()
+}
+
+/// Why the queue of tasks did not do something, for whoever asked.
+fn refused(err: QueueError) -> ControlError {
+    let why = chain(&err);
+    match err {
+        QueueError::NotThere(_) => ControlError::NotFound(why),
+        QueueError::State { .. } | QueueError::TooMuch(_) => ControlError::Bad(why),
+        QueueError::Token(_) => ControlError::Refused(why),
+        QueueError::Database { .. } => ControlError::Failed(why),
+    }
 }
 
 fn view(snapshot: Snapshot) -> SnapshotView {

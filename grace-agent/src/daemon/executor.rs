@@ -29,6 +29,7 @@ use crate::snapshots::{Store, Take};
 use crate::sources::files::Files;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::{Ending, Processes};
+use crate::tasks::Queue;
 use crate::weights::hash::Progress;
 
 /// What the verbs need.
@@ -58,6 +59,7 @@ pub(super) struct Executor {
     pub(super) canaries: Arc<Canaries>,
     /// How far hashing for a manifest has come.
     pub(super) hashing: Progress,
+    pub(super) tasks: Arc<Queue>,
 }
 
 impl Executor {
@@ -101,7 +103,11 @@ impl Executor {
             Action::StopProcess { name } => self.stop(name).map(|()| "ended".to_owned()),
             Action::RestartProcess { name, .. } => self.restart(name, order.at),
             Action::FileTask { title, acceptance } => {
-                self.journal.file_task(order.firing, title, acceptance).map_err(|err| chain(&err))
+                let firing = match order.firing {
+                    Some(id) => self.journal.firing(id).map_err(|err| chain(&err))?.map(|(view, _)| view),
+                    None => None,
+                };
+                self.tasks.file(firing.as_ref(), title, acceptance).map_err(|err| chain(&err))
             }
             Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }

@@ -64,6 +64,7 @@ use crate::sources::round::Rounds;
 use crate::sources::scrub::Scrub;
 use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
+use crate::tasks::Queue;
 use crate::triggers;
 use crate::weights::hash::Progress;
 use boot_scan::BootScan;
@@ -202,6 +203,7 @@ fn serve(
     let known_answers = Arc::clone(&known);
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
+    let tasks = Arc::new(Queue::open(state.db()?, &boot_id, config.tasks.clone())?);
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -222,6 +224,7 @@ fn serve(
         models: Models::default(),
         canaries: Arc::default(),
         hashing: Progress::default(),
+        tasks,
     });
     executor.models.set(&config, &journal);
 
@@ -298,6 +301,7 @@ fn serve(
         latency: Arc::clone(&latency),
         settings: Arc::clone(&probe_settings),
         stop: Arc::clone(&stop),
+        started_ns: clock::wall_ns(),
         scratch: state.path().to_owned(),
     };
     let upkeep_thread =
@@ -507,6 +511,7 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     executor.code.set(&config, Some(&before));
     *lock(&agent.probe_settings) = config.probes.clone();
     lock(&agent.quiet).clone_from(&config.policy.quiet);
+    executor.tasks.set(config.tasks.clone());
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());
