@@ -23,8 +23,8 @@ use crate::weights::layout::{Opened, read_layout};
 use crate::weights::manifest::chunk_count;
 use crate::weights::{CHUNK, Manifest, Manifests};
 
-/// Chunks of one slice: 256 MiB.
-const SLICE: usize = 64;
+/// Chunks of one slice, 64 MiB: so long a hint about another file waits.
+const SLICE: usize = 16;
 
 /// A file that was written to is compared whole when this long nothing was noticed of it.
 const QUIET: Duration = Duration::from_millis(200);
