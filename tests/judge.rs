@@ -186,7 +186,7 @@ fn what_was_learned_is_kept_and_what_is_damaged_is_said_and_ignored() {
         .unwrap()
         .map(Result::unwrap)
         .collect();
-    assert_eq!(kept, ["health_gap", "latency_spike"]);
+    assert_eq!(kept, ["error_feed", "health_gap", "latency_spike"]);
     let set = |trigger: &str, state: &[u8]| {
         let sql = "INSERT INTO learned (trigger, at, state) VALUES (?1, '', ?2)
                    ON CONFLICT (trigger) DO UPDATE SET state = excluded.state";
