@@ -16,16 +16,16 @@ use crate::action::Shed;
 mod code;
 mod describe;
 mod load;
-mod snapshots;
 mod process;
+mod snapshots;
 mod tasks;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
-pub use snapshots::{HardLinks, Snapshots};
 pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
+pub use snapshots::{HardLinks, Snapshots};
 pub use tasks::Tasks;
 
 /// Whether Grace may change the host.
