@@ -425,6 +425,12 @@ impl Control for Agent {
             }
             answers.insert(place, answer);
         }
+        // Who was told that a file is owned relies on it: whoever changes it from now on is seen.
+        if !self.executor.files.caught_up(WATCHED_WITHIN) {
+            for done in answers.values_mut().filter_map(|answer| answer.done.as_mut()) {
+                done.push_str(" (not watched yet: the watcher is busy; until then a change is noticed, but not who made it)");
+            }
+        }
         answers.into_values().collect()
     }
 
@@ -705,6 +711,10 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// How long a scan waits for the sources: for an endpoint that does not answer, a large repo that is read first.
 const LOOKS: Duration = Duration::from_secs(20);
+
+/// So long a snapshot's answer waits for the file to be watched. Enough for the first look at tens of thousands of files;
+/// a caller who gave up earlier loses nothing.
+const WATCHED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Waits until what was told to the engine so far is judged and durable.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ enum Message {
     Rested(PathBuf),
     Folders(Vec<Folder>),
     Dirty(FileDirty),
+    /// Answered once everything that was told before is done.
+    Ask(SyncSender<()>),
     Stop,
 }
 
@@ -103,6 +105,15 @@ impl Files {
     /// Watches `path` from now on, and looks at it at once.
     pub fn own(&self, path: &Path, known: KnownGood) {
         self.send(Message::Own(path.to_owned(), Box::new(known)));
+    }
+
+    /// Waits, at most `patience` long, until all that was told before is done: what [`Files::own`] named is watched and
+    /// was looked at. False: not yet.
+    #[must_use]
+    pub fn caught_up(&self, patience: Duration) -> bool {
+        let (done, told) = sync_channel(1);
+        self.send(Message::Ask(done));
+        told.recv_timeout(patience).is_ok()
     }
 
     /// Does not watch `path` any more.
@@ -190,6 +201,7 @@ pub fn start(
         lost,
         sweep,
         next_sweep: clock::boottime().after(sweep),
+        asked: Vec::new(),
         stop: false,
     };
     watcher.tell_health();
@@ -263,6 +275,8 @@ struct Watcher {
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
+    /// Who waits for the end of this round.
+    asked: Vec<SyncSender<()>>,
     stop: bool,
 }
 
@@ -297,6 +311,10 @@ impl Watcher {
                 self.tell_strangers(came, Via::Look, &before);
             }
             self.look_at_due();
+            for asked in self.asked.drain(..) {
+                // Whoever asked may have lost patience.
+                let _ = asked.try_send(());
+            }
         }
     }
 
@@ -516,6 +534,7 @@ impl Watcher {
                     watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
                 }
             }
+            Message::Ask(done) => self.asked.push(done),
             Message::Stop => self.stop = true,
         }
     }
