@@ -4,9 +4,10 @@
 //! call of one kind, for every kind and every n between the operation's start and end. After each kill the parent
 //! looks: no file holds anything but its old or its new content, nothing displaced is lost, every kept object is
 //! whole, and the next start clears up. `recover` is killed in the same way in every state that a killed `restore`
-//! leaves. The same injection makes syncs fail and takes the exchange of names away.
+//! leaves. The same injection makes syncs and writes fail and takes the exchange of names away.
 //!
-//! No test harness: the child must have one thread, because strace counts calls by thread.
+//! No test harness: the child must not have its threads, because strace counts calls by thread. Only the journal has one
+//! of its own; its calls are counted for each thread.
 
 #![expect(clippy::disallowed_methods, reason = "tests start programs")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on must say where")]
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use grace_agent::actions::restore_file::{RestoreError, recover, restore};
+use grace_agent::journal::{Journal, Record};
 use grace_agent::snapshots::{Store, Take};
 use grace_agent::sources::look::look;
 use grace_agent::state_dir::StateDir;
@@ -37,6 +39,11 @@ fn main() -> ExitCode {
         ("take_survives_every_crash", take_survives_every_crash),
         ("open_survives_every_crash", open_survives_every_crash),
         ("forget_survives_every_crash", forget_survives_every_crash),
+        ("the_journal_survives_every_crash", the_journal_survives_every_crash),
+        (
+            "a_journal_that_cannot_be_written_says_so_and_goes_on_later",
+            a_journal_that_cannot_be_written_says_so_and_goes_on_later,
+        ),
         ("restore_and_recover_survive_every_crash", restore_and_recover_survive_every_crash),
         ("restore_of_a_missing_file_survives_every_crash", restore_of_a_missing_file_survives_every_crash),
         ("restore_without_exchange_survives_every_crash", restore_without_exchange_survives_every_crash),
@@ -85,6 +92,100 @@ fn skip(why: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Appends `records` one after the other, each of which is there twice, and says of each whether it is durable.
+fn record(state: &StateDir, records: usize) {
+    let journal = Journal::open(state.db().unwrap(), state.db().unwrap(), |_| ()).unwrap();
+    for number in 0..records {
+        let (tell, told) = std::sync::mpsc::channel();
+        let then = move |done: Result<(), String>| tell.send(done).unwrap();
+        let note = || Record::Note { kind: "command", text: format!("record {number}") };
+        journal.append(vec![note(), note()], Some(Box::new(then)));
+        match told.recv().unwrap() {
+            Ok(()) => println!("acknowledged {number}"),
+            Err(why) => println!("refused {number}: {why}"),
+        }
+    }
+    journal.close();
+}
+
+/// What a journal holds, in its order; it must be whole, and serve on.
+fn recorded(scene: &Scene, said: &str) -> Vec<String> {
+    let state = StateDir::open(&scene.root.join("state")).unwrap();
+    let db = state.db().unwrap();
+    let whole: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(whole, "ok", "{said}");
+    let journal = Journal::open(state.db().unwrap(), state.db().unwrap(), |_| ()).unwrap();
+    let mut query = db.prepare("SELECT text FROM journal ORDER BY seq").unwrap();
+    let texts: Vec<String> = query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let (tell, told) = std::sync::mpsc::channel();
+    let then = move |done: Result<(), String>| tell.send(done).unwrap();
+    journal.append(vec![Record::Note { kind: "start", text: "the next".into() }], Some(Box::new(then)));
+    told.recv().unwrap().unwrap();
+    journal.close();
+    texts
+}
+
+fn the_journal_survives_every_crash(scene: &mut Scene) {
+    scene.reset(|scene| drop(StateDir::open(&scene.root.join("state")).unwrap()));
+    let killed = scene.at_every_call("journal 4", &["-f"], |scene, said, call| {
+        let texts = recorded(scene, call);
+        let acknowledged = said.lines().filter(|line| line.starts_with("acknowledged")).count();
+        // Whole and in order: what was acknowledged, and at most the one that was under way.
+        let want = |records: usize| {
+            (0..records).flat_map(|n| [format!("record {n}"), format!("record {n}")]).collect::<Vec<_>>()
+        };
+        assert!(
+            texts == want(acknowledged) || texts == want(acknowledged + 1),
+            "{call}: {acknowledged} acknowledged, the journal has {texts:?}"
+        );
+    });
+    println!("  journal: {killed} points, torn 0, lost 0");
+}
+
+fn a_journal_that_cannot_be_written_says_so_and_goes_on_later(scene: &mut Scene) {
+    // So many that the journal's thread writes more often than whoever opens the database: the error is then its own.
+    const RECORDS: usize = 12;
+    let operation = format!("journal {RECORDS}");
+    // With its tables: making them writes, too.
+    scene.reset(|scene| {
+        let state = StateDir::open(&scene.root.join("state")).unwrap();
+        Journal::open(state.db().unwrap(), state.db().unwrap(), |_| ()).unwrap().close();
+    });
+    for (call, error) in
+        [("pwrite64", "EDQUOT"), ("pwrite64", "ENOSPC"), ("pwrite64", "EIO"), ("fsync", "EIO")]
+    {
+        let (before, after) = scene.span(&operation, &["-f"])[call];
+        let mut refused = 0;
+        for n in before + 1..=after {
+            scene.restage();
+            let (said, _) =
+                scene.run(&operation, &["-f", "-e", &format!("inject={call}:error={error}:when={n}")]);
+            // Opening it may be what failed: then there was no journal to be wrong about.
+            let told = |word: &str| said.lines().filter(|line| line.starts_with(word)).count();
+            if told("acknowledged") + told("refused") == 0 {
+                continue;
+            }
+            assert_eq!(told("acknowledged") + told("refused"), RECORDS, "{said}");
+            let texts = recorded(scene, &said);
+            for number in 0..RECORDS {
+                let there = texts.iter().filter(|text| **text == format!("record {number}")).count();
+                let acknowledged = said.contains(&format!("acknowledged {number}\n"));
+                assert!(
+                    !acknowledged || there == 2,
+                    "{call} {n} {error}: {number} acknowledged and lost: {said}{texts:?}"
+                );
+                assert!(there == 0 || there == 2, "{call} {n} {error}: half of {number} is there");
+            }
+            refused += told("refused");
+        }
+        println!(
+            "  journal, {call} fails with {error}: {refused} of {} calls refused a record",
+            after - before
+        );
+        assert!(refused > 0, "{call} {error}: nothing was refused");
+    }
+}
+
 /// One operation between two marks that the trace shows.
 fn child(operation: &str, root: &Path) {
     let mark = || drop(fs::symlink_metadata(MARK));
@@ -96,6 +197,11 @@ fn child(operation: &str, root: &Path) {
         return mark();
     }
     let state = StateDir::open(&root.join("state")).unwrap();
+    if let Some(records) = operation.strip_prefix("journal ") {
+        mark();
+        record(&state, records.parse().unwrap());
+        return mark();
+    }
     let store = Store::open(&state).unwrap();
     match operation {
         "take" => {
@@ -524,7 +630,8 @@ impl Scene {
                 let mut args = inject.to_vec();
                 args.extend(["-e", &kill]);
                 let (said, signal) = self.run(operation, &args);
-                assert_eq!(signal, Some(9), "{kill} of {operation} did not happen: {said}");
+                // Threads wait for each other now once, now twice.
+                assert!(signal == Some(9) || call == "futex", "{kill} of {operation} did not happen: {said}");
                 killed += 1;
                 check(self, &said, &format!("{operation} killed before {call} number {}", n - before));
             }
@@ -540,16 +647,19 @@ impl Scene {
         let mut args = vec!["-o", trace.to_str().unwrap()];
         args.extend(inject);
         self.run(operation, &args);
-        let (mut span, mut marks) = (Span::new(), 0);
+        // strace counts by thread, and with -f begins each line with the thread's number.
+        let (mut threads, mut marks) = (BTreeMap::<(String, String), (usize, usize)>::new(), 0);
         for line in fs::read_to_string(trace).unwrap().lines() {
-            let Some((call, _)) = line.split_once('(') else { continue };
+            let number = line.bytes().take_while(u8::is_ascii_digit).count();
+            let (thread, line) = line.split_at(number);
+            let Some((call, _)) = line.trim_start().split_once('(') else { continue };
             if line.contains(MARK) {
                 marks += 1;
             }
             if !call.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
                 continue;
             }
-            let (before, after) = span.entry(call.to_owned()).or_default();
+            let (before, after) = threads.entry((thread.to_owned(), call.to_owned())).or_default();
             if marks == 0 {
                 *before += 1;
             }
@@ -557,8 +667,13 @@ impl Scene {
                 *after += 1;
             }
         }
+        let mut span = Span::new();
+        for ((_, call), (before, after)) in threads.into_iter().filter(|(_, (before, after))| before < after)
+        {
+            let whole = span.entry(call).or_insert((before, after));
+            *whole = (whole.0.min(before), whole.1.max(after));
+        }
         assert_eq!(marks, 2, "the trace of {operation} has no marks");
-        span.retain(|_, (before, after)| before < after);
         span
     }
 

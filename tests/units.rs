@@ -112,6 +112,14 @@ impl Manager {
         path_of("job")
     }
 
+    fn restart_unit(&self, name: &str, mode: &str) -> zbus::OwnedObjectPath {
+        let mut world = self.0.lock().unwrap();
+        world.asked.push(format!("restart {name} {mode}"));
+        world.stop(name);
+        world.start(name);
+        path_of("job")
+    }
+
     fn stop_unit(&self, name: &str, mode: &str) -> zbus::OwnedObjectPath {
         let mut world = self.0.lock().unwrap();
         world.asked.push(format!("stop {name} {mode}"));
@@ -216,6 +224,37 @@ fn units_are_started_watched_started_again_and_scaled_through_systemd() {
     let status = agent.json(&["status", "--json"]);
     let source = status["sources"].as_array().unwrap().iter().find(|s| s["name"] == "systemd").unwrap();
     assert_eq!(source["state"], "ok", "{source:#}");
+}
+
+#[test]
+fn a_unit_that_is_silent_is_restarted_by_systemd() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(bus) = Bus::start(dir.path()) else {
+        harness::skip("a_unit_that_is_silent_is_restarted_by_systemd", "dbus-daemon is not installed");
+        return;
+    };
+    let world = Arc::new(Mutex::new(World::default()));
+    let _end = End(Arc::clone(&world));
+    let _systemd = systemd(&bus, &world);
+    world.lock().unwrap().start("web.service");
+    let web = world.lock().unwrap().pid("web.service");
+    let address = format!("DBUS_SYSTEM_BUS_ADDRESS={}", bus.address);
+    let config = "[triggers.health_gap]\nstartup = \"2s\"\n\
+                  [[process]]\nname = \"web\"\nunit = \"web.service\"\nheartbeat = \"1s\"\n";
+    let agent = Agent::start_as(config, "repair", &[&program("env"), &address]);
+    // It says nothing, ever.
+    let firing = agent.wait_firing("silent, restarted", |f| {
+        f["subject"]["name"] == "web" && f["remedy"][0]["state"] == "done"
+    });
+    assert_eq!(firing["remedy"][0]["action"], "restart_process", "{firing:#}");
+    wait_until("another one is watched", || pid_of(&agent, "web").is_some_and(|pid| pid != web));
+    let asked = world.lock().unwrap().asked.clone();
+    assert!(
+        asked.iter().all(|asked| asked == "restart web.service replace") && !asked.is_empty(),
+        "{asked:?}"
+    );
+    // That it ended for that is no end of its own.
+    assert!(agent.firings().iter().all(|f| !f["summary"].to_string().contains("was killed")));
 }
 
 #[test]

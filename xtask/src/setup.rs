@@ -48,7 +48,7 @@ impl Part {
             Self::Agent => "to build the agent",
             Self::Ebpf => "to build the eBPF object",
             Self::Guests => "to test in other kernels",
-            Self::Clients => "to test the Python client",
+            Self::Clients => "to test clients and services",
         }
     }
 }
@@ -157,7 +157,15 @@ fn missing(part: Part) -> Vec<String> {
             }
             packages
         }
-        Part::Clients => tool("python3", "python3").into_iter().collect(),
+        // Not redis-server: that package starts a service. Its program is this one by another name.
+        Part::Clients => [
+            tool("python3", "python3"),
+            tool("redis-check-rdb", "redis-tools"),
+            tool("dbus-daemon", "dbus-daemon"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
     }
 }
 
