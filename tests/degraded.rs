@@ -181,6 +181,51 @@ fn a_full_disk_is_said_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_disk_that_hangs_is_said_and_stops_no_judging() {
+    let name = "a_disk_that_hangs_is_said_and_stops_no_judging";
+    if !harness::root() || !std::path::Path::new("/usr/bin/strace").exists() {
+        harness::skip(name, "it needs root and strace");
+        return;
+    }
+    let agent = Agent::start_as("", "observe", &[]);
+    let paths = [agent.file("one.conf", "good\n"), agent.file("two.conf", "good\n")];
+    for path in &paths {
+        agent.ok(&["snapshot", path.to_str().unwrap()]);
+    }
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap().map(|task| task.unwrap().path());
+    let of_journal = |task: &std::path::PathBuf| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == "grace-journal")
+    };
+    let task = tasks.into_iter().find(of_journal).unwrap();
+    // No sync of the journal ends before the test does.
+    let mut strace = Command::new("strace")
+        .args(["-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"])
+        .args(["-e", "inject=fsync,fdatasync:delay_enter=1000s", "-p"])
+        .arg(task.file_name().unwrap())
+        .spawn()
+        .unwrap();
+    wait_until("it is traced", || {
+        fs::read_to_string(task.join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0"))
+    });
+    for (number, path) in paths.iter().enumerate() {
+        run(&program("truncate"), &["-s", "0", path.to_str().unwrap()]);
+        // The second when the journal waits for the first already.
+        wait_until("it is judged", || agent.json(&["status", "--json"])["holds"] == number + 1);
+    }
+    wait_until("it is said", || {
+        agent.json(&["status", "--json"])["degraded"].to_string().contains("the disk has not answered for")
+    });
+    let durable = agent.firings();
+    strace.kill().unwrap();
+    strace.wait().unwrap();
+    assert_eq!(durable.len(), 0, "what is not durable is not shown as if it were: {durable:#?}");
+    wait_until("what waited is there", || agent.firings().len() == 2);
+    wait_until("all is well", || {
+        !agent.json(&["status", "--json"])["degraded"].to_string().contains("the disk has not answered")
+    });
+}
+
+#[test]
 fn a_pause_holds_repairs_outlives_the_agent_and_ends_with_resume() {
     let mut agent = Agent::start("[triggers.config_drift]\nsweep = \"1s\"\n");
     let path = agent.file("app.conf", "good\n");

@@ -6,6 +6,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -22,6 +23,9 @@ const KEPT: u64 = 200_000;
 
 /// Jobs taken into one commit at most.
 const BATCH: usize = 1024;
+
+/// A commit that takes longer is said to hang.
+const HANGS: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS journal (
@@ -139,6 +143,8 @@ pub struct Journal {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Why the last commit failed; none after one that worked.
     trouble: Arc<Mutex<Option<String>>>,
+    /// When the commit began that is under way.
+    began: Arc<Mutex<Option<Timestamp>>>,
 }
 
 impl Journal {
@@ -160,11 +166,13 @@ impl Journal {
         let (jobs, received) = channel();
         let trouble = Arc::new(Mutex::new(None));
         let told = Arc::clone(&trouble);
+        let began = Arc::new(Mutex::new(None));
+        let begins = Arc::clone(&began);
         let thread = std::thread::Builder::new()
             .name("grace-journal".into())
             .spawn(move || {
                 prompt();
-                write(&mut writer, &received, &told, &changed);
+                write(&mut writer, &received, &told, &begins, &changed);
             })
             .map_err(JournalError::Thread)?;
         Ok(Self {
@@ -172,6 +180,7 @@ impl Journal {
             reader: Mutex::new(reader),
             thread: Mutex::new(Some(thread)),
             trouble,
+            began,
         })
     }
 
@@ -196,7 +205,14 @@ impl Journal {
     /// Why the journal cannot be written now.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
+        let waits = lock(&self.began).map(|at| clock::boottime().since(at)).filter(|waits| *waits >= HANGS);
+        let hangs = waits.map(|waits| {
+            format!(
+                "the disk has not answered for {} s; judging goes on, what is to be done waits for it",
+                waits.as_secs()
+            )
+        });
+        hangs.or_else(|| lock(&self.trouble).clone())
     }
 
     /// Writes what waits and ends the thread.
@@ -358,6 +374,7 @@ fn write(
     db: &mut Connection,
     jobs: &Receiver<Job>,
     trouble: &Mutex<Option<String>>,
+    began: &Mutex<Option<Timestamp>>,
     changed: &impl Fn(FiringView),
 ) {
     while let Ok(first) = jobs.recv() {
@@ -367,7 +384,9 @@ fn write(
         {
             batch.push(next);
         }
+        *lock(began) = Some(clock::boottime());
         let result = commit(db, &batch).map_err(|err| err.to_string());
+        *lock(began) = None;
         {
             let mut trouble = lock(trouble);
             if let Err(why) = &result
