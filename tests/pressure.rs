@@ -90,6 +90,58 @@ fn load_is_shed_from_the_least_important_and_given_back() {
     }
 }
 
+/// The cgroup of a process as a folder, where there is cgroup v2.
+fn cgroup_of(pid: u64) -> Option<std::path::PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let at = words.next()?;
+        (words.next()? == "cgroup2").then(|| at.to_owned())
+    })?;
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(std::path::Path::new(&mount).join(own))
+}
+
+#[test]
+fn what_is_throttled_is_held_back_by_the_kernel_and_let_go() {
+    let name = "what_is_throttled_is_held_back_by_the_kernel_and_let_go";
+    // A small program: Grace reads what a declared one consists of, which in an emulated processor is a load, too.
+    let agent = Agent::start(&format!(
+        "[pressure]\ncpu = 97\nmargin = 1\nsustained = \"2s\"\nsteps = [\"throttle\"]\n\
+         [[process]]\nname = \"hog\"\nimportance = 1\ncommand = [\"{sh}\", \"-c\", \"{hog}\"]\nlimits = {{ cpu = 120 }}\n\
+         [[process]]\nname = \"database\"\nimportance = 100\ncommand = [\"{sleep}\", \"1000\"]\n",
+        sh = program("sh"),
+        sleep = program("sleep"),
+        hog = "while :; do :; done & while :; do :; done",
+    ));
+    wait_until("the processes run", || {
+        pid_of(&agent, "hog").is_some() && pid_of(&agent, "database").is_some()
+    });
+    let hog = pid_of(&agent, "hog").unwrap();
+    let Some(group) = cgroup_of(hog).filter(|group| group.join("cpu.max").exists()) else {
+        harness::skip(name, "no cpu controller of cgroup v2");
+        return;
+    };
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+    let firing = agent.wait_firing("throttled", |f| cpu(f) && f["remedy"][0]["state"] == "done");
+    assert!(firing["remedy"][0]["why"].as_str().unwrap().contains("cpu.max"), "{firing:#}");
+    // How often the kernel made it wait: the limit is not only written.
+    let held = || {
+        let stat = read("cpu.stat");
+        let n = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).map(str::to_owned);
+        n.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    };
+    wait_until("the kernel holds it back", || held() > 0);
+    wait_until("it is let go", || {
+        // Looking all the time would be the load.
+        std::thread::sleep(Duration::from_millis(500));
+        read("cpu.max").starts_with("max")
+    });
+    let cleared = agent.wait_firing("cleared", |f| f["id"] == firing["id"] && f["state"] == "cleared");
+    assert_eq!(pid_of(&agent, "hog"), Some(hog), "it ran on: {cleared:#}");
+}
+
 #[test]
 fn a_process_is_told_to_do_with_less_and_what_is_removed_is_forgotten() {
     let agent = Agent::start(&format!(

@@ -19,6 +19,7 @@ use crate::code_facts::FileRisk;
 use crate::config::PredictedFailure;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind};
+use crate::prompt::patient;
 use crate::risk::{self, Commit, History};
 use crate::sources::round::{Asked, Rounds};
 
@@ -72,9 +73,11 @@ impl Risks {
     pub fn start(events: SyncSender<Event>) -> std::io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let mine = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("grace-history".into())
-            .spawn(move || keep_rating(&mine, &events))?;
+        let thread = std::thread::Builder::new().name("grace-history".into()).spawn(move || {
+            // The first time it reads a whole history.
+            patient();
+            keep_rating(&mine, &events);
+        })?;
         Ok(Self { shared, thread: thread.thread().clone() })
     }
 

@@ -17,10 +17,10 @@ use crate::vm::{self, Ended, Guest};
 use crate::{places, process};
 
 /// The test targets that are also run in guests, those of them that there are, in this order.
-const TARGETS: [&str; 4] = ["kernel", "probes", "coverage", "power"];
-/// Those of them that are about the disk more than about the kernel: in the newest of the usual kernels alone, unless
-/// all kernels are asked for.
-const ONCE: [&str; 1] = ["power"];
+const TARGETS: [&str; 5] = ["kernel", "probes", "coverage", "pressure", "power"];
+/// Those of them that are about the disk or the controllers of cgroups more than about the kernel: in the newest of the
+/// usual kernels alone, unless all kernels are asked for.
+const ONCE: [&str; 2] = ["pressure", "power"];
 /// For all of them in an emulated processor.
 const TIMEOUT: Duration = Duration::from_mins(30);
 /// Each has one processor.

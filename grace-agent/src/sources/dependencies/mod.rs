@@ -29,6 +29,7 @@ use crate::clock;
 use crate::code_facts::{DependencyChange, Ecosystem};
 use crate::config::{Environment, Process};
 use crate::event::{Event, Kind};
+use crate::prompt::patient;
 
 /// Packages of one environment.
 const MAX_PACKAGES: usize = 50_000;
@@ -89,9 +90,11 @@ impl Dependencies {
         let shared = Arc::new(Mutex::new(Shared { stop: false, poll, environments: BTreeMap::new() }));
         let keep = Arc::new(keep);
         let (mine, my_keep, my_events) = (Arc::clone(&shared), Arc::clone(&keep), events.clone());
-        let thread = std::thread::Builder::new()
-            .name("grace-packages".into())
-            .spawn(move || keep_looking(&mine, &my_keep, &my_events))?;
+        let thread = std::thread::Builder::new().name("grace-packages".into()).spawn(move || {
+            // It reads whole programs: nobody waits for that.
+            patient();
+            keep_looking(&mine, &my_keep, &my_events);
+        })?;
         Ok(Self { shared, thread: thread.thread().clone(), keep, events })
     }
 
