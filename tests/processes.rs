@@ -139,15 +139,15 @@ fn what_others_need_is_started_first_and_ready_before_them() {
 
 #[test]
 fn one_that_does_not_get_ready_is_ended_and_started_again() {
-    let text = "echo begun >> $DIR/etc/runs; exec sleep 1000";
     let agent = Agent::start(&script(
         "w",
-        text,
+        "exec sleep 1000",
         "ready = \"notify\"\nready_timeout = \"300ms\"\nbackoff = \"10ms\"\nburst = 3",
     ));
     let firing = agent.wait_firing("given up", |f| f["remedy"][1]["state"] == "done");
     assert!(firing["evidence"].to_string().contains("was not ready in time"), "{firing:#}");
-    assert_eq!(read(&agent.path("etc/runs")).lines().count(), 4, "once, and three times again");
+    // Not what it wrote: on a busy host it may be ended before it wrote anything.
+    assert_eq!(process(&agent, "w").unwrap()["restarts"], 3, "once, and three times again");
 }
 
 #[test]
