@@ -102,6 +102,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "actions",
             "clock",
             "config",
+            "error_chain",
             "event",
             "file_meta",
             "file_state",

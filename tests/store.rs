@@ -110,9 +110,14 @@ fn a_secret_is_nowhere_in_the_open_and_comes_back() {
     agent.ok(&["snapshot", name(&path), "--kind", "secret"]);
     agent.ok(&["snapshot", name(&late)]);
     assert_eq!(agent.lines(&["snapshots", "--json"]).len(), 2);
-    fs::write(&path, "intruder").unwrap();
+    let other = format!("{SECRET}, overwritten");
+    fs::write(&path, &other).unwrap();
     let firing = agent.wait_firing("the secret", cleared(&path));
     assert_eq!(text(&path), SECRET);
+    // What lay there is sealed, and can be had back.
+    assert!(firing["remedy"][0]["why"].as_str().unwrap().contains(".age"), "{firing:#}");
+    agent.ok(&["undo", firing["id"].as_str().unwrap()]);
+    assert_eq!(text(&path), other);
     agent.ok(&["pause", "all", "--for", "1m", "--why", "a look"]);
     fs::write(&path, format!("{SECRET}!")).unwrap();
     wait_until("the change is seen", || {

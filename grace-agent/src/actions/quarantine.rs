@@ -21,6 +21,7 @@ use crate::file_meta::{self, MAX_CONTENT, words};
 use crate::file_state::{Digest, FileId};
 use crate::safe_path::{Entry, open_entry};
 use crate::sha256::{each_block, hex, of_reader};
+use crate::snapshots::displaced::SEALED;
 
 /// Where a displaced thing lies now.
 #[derive(Debug)]
@@ -136,13 +137,16 @@ pub fn displaced_by(quarantine: &Path, tag: &str, name: &OsStr) -> io::Result<Ve
     for entry in std::fs::read_dir(quarantine)? {
         let entry = entry?;
         let given = entry.file_name();
-        // `f-12-<rung>-<name>`, cut to 200 bytes, perhaps with `-<8 hex>` behind.
+        // `f-12-<rung>-<name>`, cut to 200 bytes, perhaps with `-<8 hex>` behind, and sealed with another ending.
         let Some(rest) = given.as_bytes().strip_prefix(front.as_bytes()) else { continue };
         let rung = rest.iter().take_while(|b| b.is_ascii_digit()).count();
         let Some(rest) = rest.get(rung..).and_then(|rest| rest.strip_prefix(b"-")) else { continue };
         let back = &back[..back.len().min(200 - (front.len() + rung + 1).min(200))];
         let suffix = rest.strip_prefix(back);
-        let fits = |suffix: &[u8]| suffix.is_empty() || (suffix.len() == 9 && suffix[0] == b'-');
+        let fits = |suffix: &[u8]| {
+            let suffix = suffix.strip_suffix(SEALED.as_bytes()).unwrap_or(suffix);
+            suffix.is_empty() || (suffix.len() == 9 && suffix[0] == b'-')
+        };
         if rung > 0 && suffix.is_some_and(fits) {
             let meta = entry.path().symlink_metadata()?;
             found.push(((meta.ctime(), meta.ctime_nsec()), entry.path()));
@@ -323,12 +327,14 @@ mod tests {
             // Arrivals are told apart by their change time, which has the grain of the kernel's clock.
             std::thread::sleep(Duration::from_millis(12));
         };
-        for name in ["f-1-0-a.conf", "f-1-0-a.conf-0123abcd", "f-12-0-a.conf", "f-1-0-b.conf", ".copying-1"] {
+        for name in
+            ["f-1-0-a.conf", "f-1-0-a.conf-0123abcd.age", "f-12-0-a.conf", "f-1-0-b.conf", ".copying-1"]
+        {
             put(name, 10);
         }
         let found = displaced_by(folder, "f-1", OsStr::new("a.conf")).unwrap();
         let names: Vec<_> = found.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["f-1-0-a.conf-0123abcd", "f-1-0-a.conf"]);
+        assert_eq!(names, ["f-1-0-a.conf-0123abcd.age", "f-1-0-a.conf"]);
         assert!(displaced_by(folder, "f-2", OsStr::new("a.conf")).unwrap().is_empty());
 
         let day = Duration::from_secs(86_400);

@@ -23,8 +23,9 @@ use rustix::io::Errno;
 use super::other_names;
 use super::quarantine::{self, Folder, Kept, plain, random_hex, remove_if, rename_new};
 use crate::clock::Stopwatch;
+use crate::error_chain::chain;
 use crate::file_meta::{self, MAX_CONTENT, MetaError, words};
-use crate::file_state::{Digest, FileId, KnownGood};
+use crate::file_state::{ContentKind, Digest, FileId, KnownGood};
 use crate::safe_path::{Entry, Parent, PathError, open_entry};
 use crate::sha256::{Sha256, each_block, of_reader};
 use crate::snapshots::Store;
@@ -167,9 +168,20 @@ pub fn restore(
     notes.extend(kept.as_ref().and_then(|kept| kept.note.clone()));
     // The displaced object lives on under them, as it is.
     notes.extend(judged.and_then(|judged| other_names::told(judged, other_links)));
+    let displaced_digest = kept.as_ref().and_then(Kept::digest);
+    let mut quarantined = kept.map(|kept| kept.path);
+    // What lay in a secret's place may be most of it. Only where it is Grace's own by now.
+    if known.kind == ContentKind::Secret
+        && let Some(path) = quarantined.as_mut().filter(|path| path.starts_with(quarantine_dir))
+    {
+        match store.seal_displaced(path) {
+            Ok(sealed) => *path = sealed,
+            Err(err) => notes.push(format!("it could not be sealed: {}", chain(&err))),
+        }
+    }
     Ok(Restored {
-        displaced_digest: kept.as_ref().and_then(Kept::digest),
-        quarantined: kept.map(|kept| kept.path),
+        displaced_digest,
+        quarantined,
         durable: true,
         weaker: placed.weaker,
         note: (!notes.is_empty()).then(|| notes.join("; ")),

@@ -206,7 +206,7 @@ impl Agent {
             reason: format!("undo of {} by uid {} (pid {})", firing.id, peer.uid, peer.pid),
             author: format!("uid {}", peer.uid),
         };
-        let taken = store.take_from(path, &kept, take).map_err(|err| chain(&err))?.snapshot;
+        let taken = store.take_displaced(path, &kept, take).map_err(|err| chain(&err))?.snapshot;
         let tag = format!("undo-{}", firing.id);
         let restored = match executor.restore(path, &taken.known, seen.id(), &tag, &Gate::opened()) {
             Ok(restored) => restored,

@@ -19,6 +19,7 @@ use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
 
 mod batch;
+pub mod displaced;
 mod keys;
 pub mod objects;
 pub mod retention;
@@ -69,6 +70,14 @@ pub enum StoreError {
         path: PathBuf,
         /// The step that failed.
         source: MetaError,
+    },
+    /// See the message.
+    #[error("cannot seal `{}`", path.display())]
+    Seal {
+        /// The sealed file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
     },
     /// See the message.
     #[error("`{}` has {size} bytes: at most {} MiB are kept of a config or secret", path.display(), MAX_CONTENT >> 20)]

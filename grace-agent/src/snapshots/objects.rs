@@ -179,24 +179,52 @@ impl Objects {
         getrandom(&mut random, GetRandomFlags::empty()).map_err(|errno| failed(errno.into()))?;
         let temp = self.path.join(format!("{TEMP}{}", hex(&random)));
         let failed = |source| ObjectError::Write { path: temp.clone(), source };
-        let recipient = if form == Form::Sealed { Some(self.keys.recipient()?) } else { None };
+        // Before there is a file: without the key there shall be none.
+        if form == Form::Sealed {
+            self.keys.recipient()?;
+        }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(failed)?;
         let removed = Temp(temp.clone());
-        let sink = match recipient {
-            Some(recipient) => {
-                let to = std::iter::once(&recipient as &dyn age::Recipient);
-                let sealer =
-                    age::Encryptor::with_recipients(to).map_err(|err| failed(io::Error::other(err)))?;
-                Sink::Sealed(Box::new(sealer.wrap_output(file).map_err(failed)?))
-            }
-            None if form == Form::Packed => {
+        let sink = match form {
+            Form::Sealed => Sink::Sealed(Box::new(self.sealer(file, &temp)?)),
+            Form::Packed => {
                 let mut packer = zstd::Encoder::new(file, LEVEL).map_err(failed)?;
                 packer.include_checksum(true).map_err(failed)?;
                 Sink::Packed(Box::new(packer))
             }
-            None => Sink::Plain(file),
+            Form::Plain => Sink::Plain(file),
         };
         Ok(Incoming { objects: self, form, sink, temp: removed, hasher: Sha256::default() })
+    }
+
+    /// What is written to it reaches `file`, which lies at `path`, sealed with the key for secrets.
+    ///
+    /// # Errors
+    /// Where the key cannot be used, or the file not be written.
+    pub(super) fn sealer(
+        &self,
+        file: File,
+        path: &Path,
+    ) -> Result<age::stream::StreamWriter<File>, ObjectError> {
+        let failed = |source| ObjectError::Write { path: path.to_owned(), source };
+        let recipient = self.keys.recipient()?;
+        let to = std::iter::once(&recipient as &dyn age::Recipient);
+        let sealer = age::Encryptor::with_recipients(to).map_err(|err| failed(io::Error::other(err)))?;
+        sealer.wrap_output(file).map_err(failed)
+    }
+
+    /// The content of a sealed `file`.
+    ///
+    /// # Errors
+    /// Where the key cannot be used. The inner one: another key, or bytes that are none of age's.
+    pub(super) fn unseal(
+        &self,
+        file: File,
+    ) -> Result<Result<Box<dyn Read + Send>, age::DecryptError>, ObjectError> {
+        let identity = self.keys.identity()?;
+        let opened = age::Decryptor::new_buffered(io::BufReader::new(file))
+            .and_then(|sealed| sealed.decrypt(std::iter::once(&identity as &dyn age::Identity)));
+        Ok(opened.map(|content| Box::new(content) as Box<dyn Read + Send>))
     }
 
     /// In which form a content is kept; none where it is not.
@@ -227,17 +255,12 @@ impl Objects {
         Ok(match form {
             Form::Plain => Box::new(file),
             Form::Packed => Box::new(zstd::Decoder::new(file).map_err(failed)?.take(MAX_CONTENT + 1)),
-            Form::Sealed => {
-                let identity = self.keys.identity()?;
-                let opened = age::Decryptor::new_buffered(io::BufReader::new(file))
-                    .and_then(|sealed| sealed.decrypt(std::iter::once(&identity as &dyn age::Identity)));
-                match opened {
-                    Ok(content) => Box::new(content),
-                    Err(age::DecryptError::Io(source)) => return Err(failed(source)),
-                    // Another key, or bytes that are none of age's.
-                    Err(_) => return Err(ObjectError::Damaged { digest: digest.clone() }),
-                }
-            }
+            Form::Sealed => match self.unseal(file)? {
+                Ok(content) => content,
+                Err(age::DecryptError::Io(source)) => return Err(failed(source)),
+                // Another key, or bytes that are none of age's.
+                Err(_) => return Err(ObjectError::Damaged { digest: digest.clone() }),
+            },
         })
     }
 
