@@ -17,6 +17,7 @@ pub mod faults;
 pub mod file_meta;
 pub mod file_state;
 pub mod firing;
+pub mod gpu_facts;
 pub mod host;
 pub mod incident;
 pub mod journal;

@@ -278,6 +278,9 @@ impl Config {
             ("pids", set.pids),
             ("disk", set.disk),
             ("inodes", set.inodes),
+            ("conntrack", set.conntrack),
+            ("thermal", set.thermal),
+            ("process_memory", set.process_memory),
         ] {
             if !(percent > set.margin && percent <= 100.0) {
                 out.push(
@@ -416,6 +419,7 @@ impl Config {
         }
         self.validate_code(&mut out);
         out.0.extend(self.snapshots.validate());
+        out.0.extend(self.gpu.validate());
         self.validate_processes(&mut out);
         out.0
     }

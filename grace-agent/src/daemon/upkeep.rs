@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
+use super::gauges::Latest;
 use super::judge::Judged;
 use super::pauses;
 use super::supervisor::Watchdog;
@@ -21,8 +22,9 @@ use crate::host;
 use crate::sources::ebpf::latency::Governor;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
+use crate::sources::gpu::Gpus;
 use crate::sources::listeners::Listeners;
-use crate::sources::pressure::Sampler;
+use crate::sources::pressure::{self, Sampler};
 use crate::sources::round::Rounds;
 
 /// Period of the thread.
@@ -63,6 +65,9 @@ pub(super) struct Upkeep {
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) pressure: config::Pressure,
+    pub(super) gpus: Arc<Gpus>,
+    /// What was read last, shared with `grace pressure`.
+    pub(super) latest: Arc<Latest>,
     pub(super) judged: Judged,
     pub(super) watchdog: Watchdog,
     /// Looks that somebody asked for.
@@ -110,6 +115,7 @@ impl Upkeep {
                     probes.forget_leftovers();
                 }
             }
+            self.gpus.check();
             self.executor.look_for_all();
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
@@ -126,13 +132,22 @@ impl Upkeep {
             }
             if asked || second % PRESSURE_EVERY == 0 {
                 let mut readings = sampler.quick();
+                let (loads, of_processes) = pressure::loads(&self.executor.processes);
+                readings.extend(of_processes);
                 if asked || second % DISKS_EVERY == 0 {
                     readings.extend(sampler.disks());
+                    readings.extend(sampler.thermal());
                 }
+                self.latest.note(&readings);
                 if !asked {
                     readings = told.news(readings, &self.pressure, second);
                 }
                 if !readings.is_empty() {
+                    // First: whoever judges what follows knows who takes what.
+                    if told.is_close() && !loads.is_empty() {
+                        let loads = loads.iter().map(pressure::Load::fact).collect();
+                        self.executor.send(Kind::ProcessLoads { loads });
+                    }
                     self.executor.send(Kind::Pressure { readings });
                 }
             }
@@ -254,6 +269,11 @@ struct Told {
 }
 
 impl Told {
+    /// Whether anything is near its limit.
+    fn is_close(&self) -> bool {
+        !self.close.is_empty()
+    }
+
     fn news(&mut self, mut readings: Vec<Reading>, limits: &config::Pressure, second: u64) -> Vec<Reading> {
         let settle = limits.sustained.get().as_secs() + 2 * DISKS_EVERY;
         self.close.retain(|_, until| *until > second);
