@@ -265,6 +265,11 @@ pub struct HealthGap {
     pub flat_factor: f64,
     /// But after no shorter time than this. Default `1m`.
     pub flat_at_least: Span,
+    /// A GPU that a process has for itself, and that is at 99 % and more, does nothing below this share of the power that it
+    /// normally draws when it is busy. 0: never. Default 0.5.
+    pub gpu_busy_share: f64,
+    /// See `gpu_busy_share`: for so long. Default `2m`.
+    pub gpu_busy_for: Span,
     /// Gaps that are needed to learn what is normal. Default 10.
     pub learn: u32,
 }
@@ -282,6 +287,8 @@ impl Default for HealthGap {
             log_at_least: Span::secs(60),
             flat_factor: 5.0,
             flat_at_least: Span::secs(60),
+            gpu_busy_share: 0.5,
+            gpu_busy_for: Span::secs(120),
             learn: 10,
         }
     }

@@ -10,6 +10,7 @@ pub mod code_facts;
 pub mod config;
 pub mod confine;
 pub mod daemon;
+pub mod endure;
 pub mod engine;
 pub mod error_chain;
 pub mod event;

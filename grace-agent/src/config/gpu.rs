@@ -30,8 +30,8 @@ pub struct Gpu {
     pub memory_hard: f64,
     /// It is only told where the memory would be full within this time. Default `5m`.
     pub time_to_full: Span,
-    /// How the GPU processes of lower importance make room for a more important one on the same GPU, gentlest first:
-    /// `notify`, `terminate` (at the hard mark only; nothing gentler frees GPU memory). Default `["notify"]`.
+    /// How the GPU processes of lower importance make room for a more important one on the same GPU: `notify` at the soft
+    /// mark, `terminate` at the hard one (nothing gentler frees GPU memory). Default `["notify"]`.
     pub steps: Vec<Shed>,
     /// What was ended is started again this long after there is room again. Default `5m`.
     pub give_back_after: Span,

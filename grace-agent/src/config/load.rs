@@ -299,6 +299,10 @@ impl Config {
             out.push(&at, "must be a share of one core between 0 and 100");
         }
         let health = |key| [Step::Key("triggers"), Step::Key("health_gap"), Step::Key(key)];
+        out.longer_than_zero(&health("gpu_busy_for"), self.triggers.health_gap.gpu_busy_for);
+        if !(0.0..1.0).contains(&self.triggers.health_gap.gpu_busy_share) {
+            out.push(&health("gpu_busy_share"), "must be a share below 1; 0: never");
+        }
         out.longer_than_zero(&health("blocked"), self.triggers.health_gap.blocked);
         if let Some(spinning) = self.triggers.health_gap.spinning {
             out.longer_than_zero(&health("spinning"), spinning);

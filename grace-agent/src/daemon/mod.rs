@@ -44,6 +44,7 @@ use crate::cli::show;
 use crate::clock::{self, Stopwatch};
 use crate::config::{self, Config, Process};
 use crate::confine;
+use crate::endure;
 use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind, RestartPolicy};
@@ -92,6 +93,11 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
     // Before any thread: what a thread gives up, only those that it starts give up with it.
     if let Err(err) = confine::agent() {
         tracing::warn!(why = %chain(&err), "goes on with all that it was started with");
+    }
+    if let Err(err) = endure::chosen_last()
+        && rustix::process::geteuid().is_root()
+    {
+        tracing::warn!(%err, "the kernel may choose the agent where memory runs out");
     }
     let supervisor = Supervisor::from_env();
     let since = clock::wall_rfc3339();

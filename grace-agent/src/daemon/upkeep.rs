@@ -16,6 +16,7 @@ use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::{self, Stopwatch};
 use crate::config;
+use crate::endure;
 use crate::error_chain::chain;
 use crate::event::{Kind, Reading};
 use crate::host;
@@ -52,6 +53,8 @@ const LISTENERS_EVERY: u64 = 5;
 const LISTENERS_BUSY: u64 = 2;
 /// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
 const LEFTOVERS_AT: u64 = 30;
+/// Seconds after the start at which what is in memory is locked there: everything that is needed has been used by then.
+const LOCK_AT: u64 = 15;
 /// What the way into a program and back costs beside its own run time, in nanoseconds: about half of what empty hooks
 /// on both sides of a call cost (see the `syscall` benchmark).
 const HOOK_NS: f64 = 10.0;
@@ -114,6 +117,11 @@ impl Upkeep {
                 if second == LEFTOVERS_AT {
                     probes.forget_leftovers();
                 }
+            }
+            if second == LOCK_AT
+                && let Err(err) = endure::stays_in_memory(host::rss_bytes())
+            {
+                tracing::debug!(%err, "the agent may be paged out");
             }
             self.gpus.check();
             self.executor.look_for_all();

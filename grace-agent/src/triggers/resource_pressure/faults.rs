@@ -16,6 +16,8 @@ use crate::gpu_facts::{GpuFault, GpuSample, Teller};
 const SAME: Duration = Duration::from_secs(10);
 /// The same fault of one process on several GPUs within this time is one of its own, not of the GPUs.
 const TOGETHER: Duration = Duration::from_secs(60);
+/// A fault that came back must stay away for so long.
+const BACK: Duration = Duration::from_secs(300);
 /// The window of `restart_burst`.
 const RESTARTS: Duration = Duration::from_secs(3600);
 /// Faults (a number on a GPU) followed at most; GPUs are few, numbers are less than two hundred.
@@ -83,9 +85,7 @@ impl Faults {
     pub(super) fn wake(&self) -> Option<Timestamp> {
         let due = |((_, code), fault): (&(String, u32), &Fault)| {
             fault.fires.as_ref()?;
-            fault
-                .is_over()
-                .then(|| fault.times.back().map(|last| last.after(xid::of(*code).bucket.settle())))?
+            fault.is_over().then(|| fault.times.back().map(|last| last.after(fault.settle(*code))))?
         };
         self.faults.iter().filter_map(due).min()
     }
@@ -143,7 +143,10 @@ impl Faults {
             let process = told.process.clone().or(used).or_else(|| self.pids.iter().find_map(known));
             return (process, Some(pid));
         }
-        // The driver names nobody: whoever uses the GPU, or its instance, alone.
+        if xid::of(told.xid).bucket != Bucket::RestartApp {
+            return (None, None);
+        }
+        // One of a program, and the driver names nobody: whoever uses the GPU, or its instance, alone.
         let there = |user: &&crate::gpu_facts::GpuProcess| {
             told.gpu_instance.is_none()
                 || user.gpu_instance.is_none()
@@ -192,7 +195,7 @@ impl Faults {
     pub(super) fn tick(&mut self, now: Timestamp) -> Vec<Verdict> {
         let mut out = Vec::new();
         for ((_, code), fault) in &mut self.faults {
-            let settle = xid::of(*code).bucket.settle();
+            let settle = fault.settle(*code);
             let quiet = fault.times.back().is_none_or(|last| now.since(*last) >= settle);
             if quiet
                 && fault.is_over()
@@ -212,6 +215,12 @@ impl Fault {
     /// Something was seen that ends it, if it does not come again.
     fn is_over(&self) -> bool {
         self.started || self.seen
+    }
+
+    /// How long it must not come again. What came back is not over with the next restart: help is asked for meanwhile.
+    fn settle(&self, code: u32) -> Duration {
+        let settle = xid::of(code).bucket.settle();
+        if self.times.len() > 1 { settle.max(BACK) } else { settle }
     }
 
     /// What is said of it now.

@@ -201,12 +201,14 @@ impl Vram {
             finding.baseline = "it stands still".into();
             finding.evidence = describe(gpu);
             let victims = victims(gpu, importance);
-            let mut remedy = Vec::new();
-            for step in settings.steps.iter().filter(|step| **step == Shed::Notify || mark == Mark::Hard) {
-                for name in &victims {
-                    remedy.push(Action::ShedLoad { process: name.clone(), step: *step });
-                }
-            }
+            // There is no time any more to wait for what was told.
+            let ends = mark == Mark::Hard && settings.steps.contains(&Shed::Terminate);
+            let step = if ends { Shed::Terminate } else { Shed::Notify };
+            let mut remedy: Vec<Action> = victims
+                .iter()
+                .filter(|_| settings.steps.contains(&step))
+                .map(|name| Action::ShedLoad { process: name.clone(), step })
+                .collect();
             remedy.append(&mut finding.remedy);
             finding.remedy = remedy;
             for name in victims {

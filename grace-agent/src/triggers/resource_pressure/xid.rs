@@ -36,11 +36,12 @@ impl Bucket {
         }
     }
 
-    /// Not seen again for so long, while the GPU is seen to work, it is over.
+    /// Not seen again for so long, while the GPU is seen to work, it is over. A restart that helped is shorter than the
+    /// ladder's time until help is asked for (`incident::SETTLE`).
     #[must_use]
     pub(super) fn settle(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Ignore | Self::RestartApp => 60,
+            Self::Ignore | Self::RestartApp => 20,
             Self::ResetGpu => 300,
             Self::Inspect | Self::Reboot => 3600,
         })
