@@ -15,8 +15,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use grace_agent::action::Shed;
 use grace_agent::api::client::{Client, Followed};
 use grace_agent::api::control::{Control, ControlError, FiringsQuery, Peer};
+use grace_agent::api::gpu::{GpuView, GpusView, LoadView, PressureView, ProblemView, ReadingView};
 use grace_agent::api::server;
 use grace_agent::api::store::{DiffContent, DiffView, RotView, StoreView, UndoView};
 use grace_agent::api::tasks::ClaimRequest;
@@ -26,6 +28,7 @@ use grace_agent::config::{Config, Mode, Process};
 use grace_agent::event::{Actor, SyntaxError};
 use grace_agent::file_state::{ContentKind, Digest, KnownGood, Meta};
 use grace_agent::firing::{FiringId, Route, Rung, RungState, Scope, State, Subject};
+use grace_agent::gpu_facts::GpuSample;
 use grace_agent::reported::Reported;
 use grace_agent::tasks::Change;
 use serde_json::{Value, json};
@@ -307,6 +310,45 @@ impl Control for Fake {
             Scope::All => Ok(()),
             _ => Err(ControlError::NotFound(evil("not paused"))),
         }
+    }
+
+    fn gpus(&self) -> Result<GpusView, ControlError> {
+        let sample = GpuSample { name: evil("H100"), lost: Some(evil("gone")), ..GpuSample::default() };
+        let problem = ProblemView { firing: FiringId(3), summary: evil("Xid 79"), advice: evil("reboot") };
+        Ok(GpusView {
+            state: Health::Degraded,
+            detail: evil("driver 1"),
+            driver: evil("1"),
+            missing: vec![evil("nvmlNone")],
+            period_ms: 1000,
+            look_us: 9,
+            look_cpu_us: 8,
+            problems: vec![problem.clone()],
+            gpus: vec![GpuView::new(sample, evil("2026"), vec![problem])],
+        })
+    }
+
+    fn pressure(&self) -> Result<PressureView, ControlError> {
+        Ok(PressureView {
+            seen: Some(evil("2026")),
+            readings: vec![ReadingView {
+                resource: evil("disk /a"),
+                percent: 99.0,
+                limit: Some(95.0),
+                firing: Some(FiringId(4)),
+            }],
+            steps: vec![Shed::Throttle],
+            processes: vec![LoadView {
+                process: evil("worker"),
+                importance: 50,
+                memory_bytes: Some(1 << 30),
+                memory_wait_percent: Some(1.5),
+                cpu_wait_percent: None,
+                io_wait_percent: Some(0.0),
+                preference: Some(evil("avoid")),
+                shed: Some(Shed::Freeze),
+            }],
+        })
     }
 
     fn pauses(&self) -> Result<Vec<PauseView>, ControlError> {
@@ -1031,6 +1073,8 @@ const READING: &[(&[&str], &str)] = &[
     (&["accuracy", "m", "1"], "records"),
     (&["endpoint", "list"], "endpoint"),
     (&["good"], "good"),
+    (&["gpu"], "gpu"),
+    (&["pressure"], "pressure"),
     (&["risk"], "risk"),
     (&["deps", "diff"], "deps"),
     (&["deps", "snapshot"], "deps"),
@@ -1071,7 +1115,16 @@ fn json_is_what_the_schema_says() {
         }
         let streams = !matches!(
             args[0],
-            "status" | "explain" | "restore" | "heartbeat" | "queue" | "latency" | "error" | "accuracy"
+            "status"
+                | "explain"
+                | "restore"
+                | "heartbeat"
+                | "queue"
+                | "latency"
+                | "error"
+                | "accuracy"
+                | "gpu"
+                | "pressure"
         ) && !matches!(args.get(1), Some(&("show" | "claim")));
         if streams {
             assert_eq!(text.lines().count(), values.len(), "{args:?} is one a line");

@@ -166,3 +166,57 @@ fn a_process_is_told_to_do_with_less_and_what_is_removed_is_forgotten() {
     harness::request(&agent, "DELETE", "/v1/processes/polite", "");
     assert!(!note.exists(), "another one of this name would be held for shed");
 }
+
+/// How soon the kernel chooses a process where memory runs out.
+fn oom_score_adj(pid: u64) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
+}
+
+#[test]
+fn the_agent_is_chosen_last_where_memory_runs_out_and_what_it_starts_like_any_other() {
+    let sleep = program("sleep");
+    let config = format!(
+        "[[process]]\nname = \"plain\"\ncommand = [\"{sleep}\", \"1000\"]\n\
+         [[process]]\nname = \"batch\"\noom_score_adj = 300\ncommand = [\"{sleep}\", \"1000\"]\n"
+    );
+    // Whatever it was started with itself.
+    let raised = ["sh", "-c", "echo 200 > /proc/self/oom_score_adj; exec \"$@\"", "sh"];
+    let agent = Agent::start_as(&config, "repair", &raised);
+    wait_until("the processes run", || {
+        pid_of(&agent, "plain").is_some() && pid_of(&agent, "batch").is_some()
+    });
+    if oom_score_adj(agent.pid().into()) != Some(-900) {
+        // Root of a container may not be allowed to.
+        assert!(
+            !harness::root() || agent.log().contains("the kernel may choose the agent"),
+            "{}",
+            agent.log()
+        );
+        harness::skip("the_agent_is_chosen_last", "the kernel does not let this user lower oom_score_adj");
+    }
+    assert_eq!(oom_score_adj(pid_of(&agent, "plain").unwrap()), Some(0));
+    assert_eq!(oom_score_adj(pid_of(&agent, "batch").unwrap()), Some(300));
+}
+
+#[test]
+fn how_full_the_host_is_is_shown_and_who_would_be_shed_first() {
+    let sleep = program("sleep");
+    let config = format!(
+        "[[process]]\nname = \"server\"\nimportance = 90\ncommand = [\"{sleep}\", \"1000\"]\n\
+         [[process]]\nname = \"batch\"\nimportance = 10\ncommand = [\"{sleep}\", \"1000\"]\n"
+    );
+    let agent = Agent::start(&config);
+    wait_until("the processes run", || {
+        pid_of(&agent, "server").is_some() && pid_of(&agent, "batch").is_some()
+    });
+    let shown = || agent.json(&["pressure", "--json"]);
+    let has =
+        |view: &Value, name: &str| view["readings"].as_array().unwrap().iter().any(|r| r["resource"] == name);
+    wait_until("it was looked", || ["cpu", "memory", "files", "pids"].iter().all(|name| has(&shown(), name)));
+    let view = shown();
+    let order: Vec<&str> =
+        view["processes"].as_array().unwrap().iter().filter_map(|p| p["process"].as_str()).collect();
+    assert_eq!(order, ["batch", "server"], "{view:#}");
+    assert!(view["processes"][0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{view:#}");
+    assert!(agent.ok(&["pressure"]).contains("batch (importance 10"));
+}

@@ -15,6 +15,7 @@ use crate::action::Shed;
 
 mod code;
 mod describe;
+mod gpu;
 mod load;
 mod process;
 mod snapshots;
@@ -23,6 +24,7 @@ mod tasks;
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
 };
+pub use gpu::Gpu;
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 pub use snapshots::{HardLinks, Snapshots};
@@ -65,6 +67,8 @@ pub struct Config {
     pub probes: Probes,
     /// When the host is nearly used up, and what is done then.
     pub pressure: Pressure,
+    /// GPUs.
+    pub gpu: Gpu,
     /// Queues of applications.
     pub queue: Vec<Queue>,
     /// Routes of applications.
@@ -261,6 +265,11 @@ pub struct HealthGap {
     pub flat_factor: f64,
     /// But after no shorter time than this. Default `1m`.
     pub flat_at_least: Span,
+    /// A GPU that a process has for itself, and that is at 99 % and more, does nothing below this share of the power that it
+    /// normally draws when it is busy. 0: never. Default 0.5.
+    pub gpu_busy_share: f64,
+    /// See `gpu_busy_share`: for so long. Default `2m`.
+    pub gpu_busy_for: Span,
     /// Gaps that are needed to learn what is normal. Default 10.
     pub learn: u32,
 }
@@ -278,6 +287,8 @@ impl Default for HealthGap {
             log_at_least: Span::secs(60),
             flat_factor: 5.0,
             flat_at_least: Span::secs(60),
+            gpu_busy_share: 0.5,
+            gpu_busy_for: Span::secs(120),
             learn: 10,
         }
     }
@@ -468,10 +479,19 @@ pub struct Pressure {
     pub disk: f64,
     /// Inodes of a local file system. Default 95.
     pub inodes: f64,
+    /// Tracked connections (nf_conntrack). Default 90.
+    pub conntrack: f64,
+    /// Heat of a thermal zone, in percent of the temperature (in °C) at which the kernel switches the host off. Default 95.
+    pub thermal: f64,
+    /// Memory of a declared process, of what its cgroup may have (`limits.memory`). Default 95.
+    pub process_memory: f64,
     /// How long without a break before it fires, and as long before it clears. Default `30s`.
     pub sustained: Span,
     /// So many points below the limit before it clears. Default 5.
     pub margin: f64,
+    /// After load was shed for one resource nothing is shed for another one for this long: what was done may have helped
+    /// both. Default `15s`.
+    pub rest: Span,
     /// How load is shed, gentlest first: `notify`, `throttle`, `freeze`, `terminate`; `[]`: not at all. Default `["throttle"]`: a host
     /// may be meant to be busy, and nothing is stopped or ended unless somebody says so here.
     pub steps: Vec<Shed>,
@@ -489,6 +509,10 @@ impl Default for Pressure {
             pids: 90.0,
             disk: 95.0,
             inodes: 95.0,
+            conntrack: 90.0,
+            thermal: 95.0,
+            process_memory: 95.0,
+            rest: Span::secs(15),
             sustained: Span::secs(30),
             margin: 5.0,
             steps: vec![Shed::Throttle],
@@ -508,6 +532,9 @@ impl Pressure {
             "io_stall" => self.io_stall,
             "files" => self.files,
             "pids" => self.pids,
+            "conntrack" => self.conntrack,
+            zone if zone.starts_with("thermal ") => self.thermal,
+            process if process.starts_with("memory of ") => self.process_memory,
             disk if disk.starts_with("disk ") => self.disk,
             inodes if inodes.starts_with("inodes ") => self.inodes,
             _ => return None,

@@ -14,6 +14,7 @@ use crate::code_facts::{Answer, CodeChange, DependencyChange, Ecosystem, FileRis
 use crate::config::Mode;
 use crate::file_state::{FileState, KnownGood};
 use crate::firing::Scope;
+use crate::gpu_facts::{GpuFault, GpuSample};
 use crate::sketch::Sketch;
 
 /// Nanoseconds of CLOCK_BOOTTIME: shared by kernel probes and agent, counts through suspend, never steps back.
@@ -516,6 +517,28 @@ pub enum Kind {
         /// Which.
         scope: Scope,
     },
+    /// What declared processes take of the host. Told while something of it is nearly used up.
+    ProcessLoads {
+        /// Each.
+        loads: Vec<ProcessLoad>,
+    },
+    /// A GPU was looked at. Told when something of it is news, or once a minute.
+    GpuSeen {
+        /// What was read.
+        gpu: Box<GpuSample>,
+    },
+    /// A GPU's driver reported a fault.
+    GpuFaulted {
+        /// Which.
+        fault: GpuFault,
+    },
+    /// Whether the GPU driver answers. Told when that changes.
+    GpuDriver {
+        /// It does.
+        works: bool,
+        /// Why not, in Grace's words.
+        why: String,
+    },
 }
 
 /// Importance of a process in recordings that do not tell.
@@ -526,10 +549,23 @@ fn middling() -> u8 {
 /// How full a resource of the host is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// `cpu`, `memory`, `swap`, `memory_stall`, `io_stall`, `files`, `pids`, `disk /var`, `inodes /var`.
+    /// `cpu`, `memory`, `swap`, `memory_stall`, `io_stall`, `files`, `pids`, `conntrack`, `disk /var`, `inodes /var`,
+    /// `thermal x86_pkg_temp`, `memory of NAME` (a declared process, of the memory that its cgroup may have).
     pub resource: String,
     /// Of all there is, in percent; of a stall, of the time.
     pub percent: f64,
+}
+
+/// What a declared process takes of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessLoad {
+    /// Its name.
+    pub process: String,
+    /// Memory, in bytes, where that can be read.
+    pub memory: Option<u64>,
+    /// Its cgroup asks to be shed before its equals (1), or after them (-1).
+    #[serde(default)]
+    pub prefer: i8,
 }
 
 /// A place where a source does not parse.

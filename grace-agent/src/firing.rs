@@ -40,6 +40,8 @@ pub enum Subject {
     Endpoint(String),
     /// A set of packages, by name.
     Environment(String),
+    /// What is wrong with a GPU: `3 xid 79`, `3 memory`; or `driver`, which is all of them.
+    Gpu(String),
 }
 
 impl fmt::Display for Subject {
@@ -57,6 +59,7 @@ impl fmt::Display for Subject {
             Self::Route(name) => write!(f, "route {name}"),
             Self::Model(name) => write!(f, "model {name}"),
             Self::Host(resource) => write!(f, "host {resource}"),
+            Self::Gpu(what) => write!(f, "GPU {what}"),
         }
     }
 }

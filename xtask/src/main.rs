@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod corpus;
+mod gpu_check;
 mod lint;
 mod places;
 mod process;
@@ -37,6 +38,7 @@ enum Task {
     Lint(lint::Args),
     Bench(bench::Args),
     Corpus(corpus::Args),
+    GpuCheck(gpu_check::Args),
     #[command(hide = true)]
     Noise(bench::noise::Args),
 }
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Task::Lint(args) => lint::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Corpus(args) => corpus::main(&args),
+        Task::GpuCheck(args) => gpu_check::main(&args),
         Task::Noise(args) => bench::noise::main(&args),
     };
     done.unwrap_or_else(|err| {

@@ -82,6 +82,7 @@ pub fn run(hook: &Hook, arguments: &Arguments, cgroups: &Cgroups) -> Result<Stri
         cwd: hook.cwd.as_deref().unwrap_or(Path::new("/")),
         ids: ids.as_ref(),
         limits: &[],
+        oom_score_adj: 0,
         output: [&writer, &writer],
         cgroup,
     };

@@ -47,6 +47,8 @@ pub struct Program<'a> {
     pub ids: Option<&'a Ids>,
     /// Beside those that it inherits.
     pub limits: &'a [Rlimit],
+    /// How soon it is chosen where memory runs out, from -1000 (never) to 1000 (first); 0: like any other (proc(5)).
+    pub oom_score_adj: i16,
     /// Where its output goes: stdout and stderr.
     pub output: [&'a OwnedFd; 2],
     /// The folder of its cgroup, opened.
@@ -92,6 +94,8 @@ struct Prepared {
     groups: Vec<libc::gid_t>,
     ids: Option<(u32, u32)>,
     limits: Vec<(u32, [u64; 2])>,
+    /// As the kernel reads it.
+    oom_score_adj: CString,
     fds: [RawFd; 3],
     /// Where the child says why it could not start; closed by a successful exec.
     told: RawFd,
@@ -171,6 +175,7 @@ fn prepare(program: &Program<'_>, null: &File, told: RawFd) -> Result<Prepared, 
         cwd: CString::new(program.cwd.as_os_str().as_bytes())?,
         groups: program.ids.map(|ids| ids.groups.clone()).unwrap_or_default(),
         ids: program.ids.map(|ids| (ids.uid, ids.gid)),
+        oom_score_adj: CString::new(program.oom_score_adj.to_string())?,
         limits: program.limits.iter().map(|l| (l.resource, all(l.value))).collect(),
         fds: [null.as_raw_fd(), program.output[0].as_raw_fd(), program.output[1].as_raw_fd()],
         told,
@@ -229,6 +234,19 @@ unsafe fn become_program(p: &Prepared) {
                 return;
             }
         }
+        // The agent is chosen last where memory runs out (`endure.rs`); what it starts is chosen like any other. Raising the
+        // number needs no right, and where there is no /proc there was nothing to inherit.
+        let file = libc::syscall(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+            0,
+        );
+        if file >= 0 {
+            libc::syscall(libc::SYS_write, file, p.oom_score_adj.as_ptr(), p.oom_score_adj.as_bytes().len());
+            libc::syscall(libc::SYS_close, file);
+        }
         // What the agent was started with and did not close itself. Refused by kernels before 5.11, which then hand it down.
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         for (resource, both) in &p.limits {
@@ -269,6 +287,7 @@ mod tests {
             cwd: Path::new("/usr"),
             ids: None,
             limits,
+            oom_score_adj: 0,
             output: [&fd, &fd],
             cgroup: None,
         })?;

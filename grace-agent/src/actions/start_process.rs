@@ -115,6 +115,7 @@ pub fn start(process: &Process, place: Place<'_>) -> Result<Started, StartError>
             cwd: process.cwd.as_deref().unwrap_or(Path::new("/")),
             ids: ids.as_ref(),
             limits: &limits,
+            oom_score_adj: process.oom_score_adj,
             output: [&output[0], &output[1]],
             cgroup,
         })

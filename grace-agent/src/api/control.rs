@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::broadcast;
 
+use super::gpu::{GpusView, PressureView};
 use super::store::{DiffView, StoreView, UndoView};
 use super::tasks::ClaimRequest;
 use super::view::{
@@ -107,6 +108,10 @@ pub trait Control: Send + Sync + 'static {
     fn claim_task(&self, request: &ClaimRequest, peer: Peer) -> Result<ClaimedView, ControlError>;
     /// Do something with a task.
     fn change_task(&self, id: &str, change: Change, peer: Peer) -> Result<TaskView, ControlError>;
+    /// The GPUs, and what is wrong with them.
+    fn gpus(&self) -> Result<GpusView, ControlError>;
+    /// How full the host is, and from whom load would be taken.
+    fn pressure(&self) -> Result<PressureView, ControlError>;
     /// The configuration in force.
     fn config(&self) -> Config;
     /// Take in what an application says of itself. Of what was not even a record it is said why.

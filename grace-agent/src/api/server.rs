@@ -260,6 +260,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/records", post(records))
         .route("/v1/scan", get(scanned).post(scan))
         .merge(super::code::routes())
+        .merge(super::gpu::routes())
         .merge(super::store::routes())
         .merge(super::tasks::routes())
         .fallback(async || Failure(StatusCode::NOT_FOUND, "there is no such route".to_owned()))

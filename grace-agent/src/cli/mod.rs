@@ -14,10 +14,12 @@ pub mod endpoint;
 pub mod explain;
 pub mod firings;
 pub mod good;
+pub mod gpu;
 pub mod incidents;
 pub mod inject;
 pub mod manual;
 pub mod pause;
+pub mod pressure;
 pub mod replay;
 pub mod report;
 pub mod risk;
@@ -156,6 +158,10 @@ enum Command {
     Endpoint(endpoint::Endpoint),
     /// Mark the commit that is checked out as known-good
     Good(good::Good),
+    /// The GPUs: what is wrong with each and what to do, and who uses it
+    Gpu(gpu::Gpu),
+    /// How full each resource of the host is, and from whom load would be taken
+    Pressure(pressure::Pressure),
     /// Packages and programs, compared with their snapshots
     Deps(deps::Deps),
     /// How likely files need a repair soon, as their history says
@@ -210,6 +216,8 @@ pub fn main(agent: run::Agent) -> ExitCode {
         Command::Schema(command) => command.go(global, &mut out),
         Command::Endpoint(command) => command.go(global, &mut out),
         Command::Good(command) => command.go(global, &mut out),
+        Command::Gpu(command) => command.go(global, &mut out),
+        Command::Pressure(command) => command.go(global, &mut out),
         Command::Deps(command) => command.go(global, &mut out),
         Command::Risk(command) => command.go(global, &mut out),
         Command::Completions(command) => command.go(global, &mut out),

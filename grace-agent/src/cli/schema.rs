@@ -6,6 +6,7 @@ use schemars::schema_for;
 use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
+use crate::api::gpu::{GpusView, PressureView};
 use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
@@ -23,9 +24,9 @@ pub struct Schema {
 }
 
 const NAMES: &[&str] = &[
-    "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good",
-    "incident", "pause", "records", "risk", "scan", "snapshot", "status", "store", "task", "trigger", "undo",
-    "verify",
+    "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good", "gpu",
+    "incident", "pause", "pressure", "records", "risk", "scan", "snapshot", "status", "store", "task",
+    "trigger", "undo", "verify",
 ];
 
 impl Schema {
@@ -44,6 +45,8 @@ impl Schema {
             "doctor" => schema_for!(Report),
             "endpoint" => schema_for!(EndpointView),
             "good" => schema_for!(GoodView),
+            "gpu" => schema_for!(GpusView),
+            "pressure" => schema_for!(PressureView),
             "risk" => schema_for!(RiskView),
             "explain" => schema_for!(ExplainView),
             "firing" => schema_for!(FiringView),

@@ -159,6 +159,7 @@ fn subject(subject: &Subject) -> String {
         Subject::Repo(path) => path.display().to_string(),
         Subject::Endpoint(name) => name.clone(),
         Subject::Environment(name) => name.clone(),
+        Subject::Gpu(what) => format!("GPU {what}"),
     }
 }
 

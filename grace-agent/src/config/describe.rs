@@ -153,6 +153,8 @@ mod tests {
         wanted.triggers.health_gap.spinning = on.triggers.health_gap.spinning;
         wanted.policy.quiet.clone_from(&on.policy.quiet);
         assert!(wanted.triggers.health_gap.spinning.is_some());
+        wanted.gpu.library.clone_from(&on.gpu.library);
+        assert!(wanted.gpu.library.is_some());
         wanted.records.group = on.records.group.clone();
         assert!(wanted.records.group.is_some());
         wanted.triggers.latency_spike.relearn_after = on.triggers.latency_spike.relearn_after;

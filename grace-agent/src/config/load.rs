@@ -278,6 +278,9 @@ impl Config {
             ("pids", set.pids),
             ("disk", set.disk),
             ("inodes", set.inodes),
+            ("conntrack", set.conntrack),
+            ("thermal", set.thermal),
+            ("process_memory", set.process_memory),
         ] {
             if !(percent > set.margin && percent <= 100.0) {
                 out.push(
@@ -296,6 +299,10 @@ impl Config {
             out.push(&at, "must be a share of one core between 0 and 100");
         }
         let health = |key| [Step::Key("triggers"), Step::Key("health_gap"), Step::Key(key)];
+        out.longer_than_zero(&health("gpu_busy_for"), self.triggers.health_gap.gpu_busy_for);
+        if !(0.0..1.0).contains(&self.triggers.health_gap.gpu_busy_share) {
+            out.push(&health("gpu_busy_share"), "must be a share below 1; 0: never");
+        }
         out.longer_than_zero(&health("blocked"), self.triggers.health_gap.blocked);
         if let Some(spinning) = self.triggers.health_gap.spinning {
             out.longer_than_zero(&health("spinning"), spinning);
@@ -416,6 +423,7 @@ impl Config {
         }
         self.validate_code(&mut out);
         out.0.extend(self.snapshots.validate());
+        out.0.extend(self.gpu.validate());
         self.validate_processes(&mut out);
         out.0
     }

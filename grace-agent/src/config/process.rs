@@ -53,6 +53,10 @@ pub struct Process {
     /// number or `"unlimited"`.
     #[serde(default)]
     pub limits: BTreeMap<String, Limit>,
+    /// How soon it is chosen where memory runs out, from -1000 (never) to 1000 (first). Default 0: like any other, whatever
+    /// Grace itself was given.
+    #[serde(default)]
+    pub oom_score_adj: i16,
     /// It is ready when: `notify` (it says `READY=1` to NOTIFY_SOCKET), `tcp:ADDRESS:PORT` or `unix:PATH` (it accepts
     /// connections). Default: as soon as it runs.
     #[serde(default)]
@@ -401,6 +405,9 @@ impl Process {
         }
         check_env(&mut out, &self.env);
         check_who(&mut out, self.user.as_deref(), self.group.as_deref());
+        if !(-1000..=1000).contains(&self.oom_score_adj) {
+            out.push(&key("oom_score_adj"), "must be from -1000 to 1000");
+        }
         for (name, limit) in &self.limits {
             if !LIMITS.contains(&name.as_str()) {
                 let name = name.escape_debug();

@@ -12,11 +12,13 @@ use tokio::sync::broadcast;
 use super::boot_scan::BootScan;
 use super::executor::{Executor, lock};
 use super::gate::Gate;
+use super::gauges::Latest;
 use super::judge::{Duties, Judged, Notes};
 use super::scrub::Scrub;
 use super::{declare, degraded, pauses};
 use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
+use crate::api::gpu::{GpusView, PressureView};
 use crate::api::store::{DiffView, StoreView, UndoView};
 use crate::api::tasks::ClaimRequest;
 use crate::api::view::{
@@ -40,6 +42,7 @@ use crate::safe_path::own_name;
 use crate::snapshots::{Snapshot, Take, Taken};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
+use crate::sources::gpu::Gpus;
 use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
@@ -61,7 +64,9 @@ pub(super) struct Agent {
     pub(super) probe_settings: Arc<Mutex<config::Probes>>,
     /// Quiet times in force, shared with upkeep.
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
-    pub(super) gpu: Mutex<SourceView>,
+    pub(super) gpus: Arc<Gpus>,
+    /// The host's pressure as it was last read.
+    pub(super) latest: Arc<Latest>,
     pub(super) journal: Arc<Journal>,
     pub(super) executor: Arc<Executor>,
     pub(super) kmsg: Arc<Kmsg>,
@@ -127,7 +132,7 @@ impl Agent {
         out.push(self.executor.followed.health());
         out.push(self.kmsg.health());
         out.push(self.journald.health());
-        out.push(lock(&self.gpu).clone());
+        out.push(self.gpus.health());
         out.push(self.records.health());
         let psi: Vec<String> = ["cpu", "memory", "io"]
             .iter()
@@ -342,6 +347,14 @@ impl Control for Agent {
             )));
         }
         self.journal.firings(query).map_err(|err| Self::failed(&err))
+    }
+
+    fn gpus(&self) -> Result<GpusView, ControlError> {
+        self.show_gpus()
+    }
+
+    fn pressure(&self) -> Result<PressureView, ControlError> {
+        self.show_pressure()
     }
 
     fn follow(&self) -> broadcast::Receiver<FiringView> {

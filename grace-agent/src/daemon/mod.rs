@@ -10,6 +10,7 @@ mod code;
 mod control;
 mod executor;
 mod gate;
+mod gauges;
 mod judge;
 mod owning;
 mod pauses;
@@ -43,6 +44,7 @@ use crate::cli::show;
 use crate::clock::{self, Stopwatch};
 use crate::config::{self, Config, Process};
 use crate::confine;
+use crate::endure;
 use crate::engine::Engine;
 use crate::error_chain::chain;
 use crate::event::{Event, Kind, RestartPolicy};
@@ -56,6 +58,8 @@ use crate::snapshots::Store;
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::self_test;
+use crate::sources::files;
+use crate::sources::gpu::Gpus;
 use crate::sources::journald::Journald;
 use crate::sources::kmsg::Kmsg;
 use crate::sources::logs::Logs;
@@ -63,7 +67,6 @@ use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
 use crate::sources::round::Rounds;
 use crate::sources::units::Units;
-use crate::sources::{files, gpu};
 use crate::state_dir::StateDir;
 use crate::tasks::Queue;
 use crate::triggers;
@@ -71,6 +74,7 @@ use boot_scan::BootScan;
 use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
+use gauges::Latest;
 use judge::Judge;
 use owning::{Owned, own_configured};
 use scrub::Scrub;
@@ -89,6 +93,11 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
     // Before any thread: what a thread gives up, only those that it starts give up with it.
     if let Err(err) = confine::agent() {
         tracing::warn!(why = %chain(&err), "goes on with all that it was started with");
+    }
+    if let Err(err) = endure::chosen_last()
+        && rustix::process::geteuid().is_root()
+    {
+        tracing::warn!(%err, "the kernel may choose the agent where memory runs out");
     }
     let supervisor = Supervisor::from_env();
     let since = clock::wall_rfc3339();
@@ -193,9 +202,12 @@ fn serve(
     let (followed, logs_thread) = Logs::start(note, events.clone()).context("cannot start to follow logs")?;
     let feed = &config.triggers.error_feed;
     let (kmsg, kmsg_thread) =
-        Kmsg::start(feed.kmsg, events.clone()).context("cannot start to follow the kernel's messages")?;
+        Kmsg::start(feed.kmsg, config.gpu.injected, Arc::clone(&processes), events.clone())
+            .context("cannot start to follow the kernel's messages")?;
     let (journald, journald_thread) =
         Journald::start(feed.journald, events.clone()).context("cannot start to follow the journal")?;
+    let gpus = Gpus::start(config.gpu.clone(), Arc::clone(&processes), events.clone())
+        .context("cannot start to watch GPUs")?;
     let known = Arc::new(Known::open(state.db()?)?);
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
@@ -287,12 +299,15 @@ fn serve(
     let probe_settings = Arc::new(Mutex::new(config.probes.clone()));
     let quiet = Arc::new(Mutex::new(config.policy.quiet.clone()));
     let (rounds, blind) = (Rounds::default(), Arc::new(Mutex::new(None)));
+    let latest = Arc::new(Latest::default());
     let upkeep = Upkeep {
         rounds: rounds.clone(),
         judged: Arc::clone(&judged),
         watchdog: Watchdog::new(Supervisor::from_env()),
         blind: Arc::clone(&blind),
         pressure: config.pressure.clone(),
+        gpus: Arc::clone(&gpus),
+        latest: Arc::clone(&latest),
         quiet: Arc::clone(&quiet),
         kernel: probes.clone().zip(reader.clone()),
         executor: Arc::clone(&executor),
@@ -328,11 +343,8 @@ fn serve(
         latency,
         probe_settings,
         quiet,
-        gpu: Mutex::new(SourceView {
-            name: "gpu".into(),
-            state: Health::Off,
-            detail: "asking the driver".into(),
-        }),
+        gpus: Arc::clone(&gpus),
+        latest,
         journal: Arc::clone(&journal),
         executor: Arc::clone(&executor),
         kmsg: Arc::clone(&kmsg),
@@ -351,8 +363,6 @@ fn serve(
         scrub,
     });
     agent.admit_senders();
-    let inventory = Arc::clone(&agent);
-    runtime.spawn_blocking(move || *lock(&inventory.gpu) = gpu::inventory());
     trim_memory();
     let (tell_scan, scanned) = tokio::sync::oneshot::channel();
     let scanning = std::thread::Builder::new().name("grace-scan".into()).spawn(move || {
@@ -377,6 +387,7 @@ fn serve(
         }
     }
     stop.store(true, Ordering::Release);
+    gpus.stop();
     files.stop();
     agent.records.stop();
     code.stop();

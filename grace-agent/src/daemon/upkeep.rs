@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::executor::{Executor, lock};
+use super::gauges::Latest;
 use super::judge::Judged;
 use super::pauses;
 use super::supervisor::Watchdog;
@@ -15,14 +16,16 @@ use crate::actions::start_process;
 use crate::api::view::{CostView, LatencyView};
 use crate::clock::{self, Stopwatch};
 use crate::config;
+use crate::endure;
 use crate::error_chain::chain;
 use crate::event::{Kind, Reading};
 use crate::host;
 use crate::sources::ebpf::latency::Governor;
 use crate::sources::ebpf::reader::Reader;
 use crate::sources::ebpf::{Probes, Runs, measure_run_time, self_test};
+use crate::sources::gpu::Gpus;
 use crate::sources::listeners::Listeners;
-use crate::sources::pressure::Sampler;
+use crate::sources::pressure::{self, Sampler};
 use crate::sources::round::Rounds;
 
 /// Period of the thread.
@@ -50,6 +53,8 @@ const LISTENERS_EVERY: u64 = 5;
 const LISTENERS_BUSY: u64 = 2;
 /// Seconds after the start at which what an earlier agent watched, and this one does not, is given up.
 const LEFTOVERS_AT: u64 = 30;
+/// Seconds after the start at which what is in memory is locked there: everything that is needed has been used by then.
+const LOCK_AT: u64 = 15;
 /// What the way into a program and back costs beside its own run time, in nanoseconds: about half of what empty hooks
 /// on both sides of a call cost (see the `syscall` benchmark).
 const HOOK_NS: f64 = 10.0;
@@ -63,6 +68,9 @@ pub(super) struct Upkeep {
     pub(super) settings: Arc<Mutex<config::Probes>>,
     pub(super) quiet: Arc<Mutex<Vec<config::Quiet>>>,
     pub(super) pressure: config::Pressure,
+    pub(super) gpus: Arc<Gpus>,
+    /// What was read last, shared with `grace pressure`.
+    pub(super) latest: Arc<Latest>,
     pub(super) judged: Judged,
     pub(super) watchdog: Watchdog,
     /// Looks that somebody asked for.
@@ -110,6 +118,12 @@ impl Upkeep {
                     probes.forget_leftovers();
                 }
             }
+            if second == LOCK_AT
+                && let Err(err) = endure::stays_in_memory(host::rss_bytes())
+            {
+                tracing::debug!(%err, "the agent may be paged out");
+            }
+            self.gpus.check();
             self.executor.look_for_all();
             if second % PROGRESS_EVERY == 0 {
                 self.executor.processes.check_progress();
@@ -126,13 +140,22 @@ impl Upkeep {
             }
             if asked || second % PRESSURE_EVERY == 0 {
                 let mut readings = sampler.quick();
+                let (loads, of_processes) = pressure::loads(&self.executor.processes);
+                readings.extend(of_processes);
                 if asked || second % DISKS_EVERY == 0 {
                     readings.extend(sampler.disks());
+                    readings.extend(sampler.thermal());
                 }
+                self.latest.note(&readings);
                 if !asked {
                     readings = told.news(readings, &self.pressure, second);
                 }
                 if !readings.is_empty() {
+                    // First: whoever judges what follows knows who takes what.
+                    if told.is_close() && !loads.is_empty() {
+                        let loads = loads.iter().map(pressure::Load::fact).collect();
+                        self.executor.send(Kind::ProcessLoads { loads });
+                    }
                     self.executor.send(Kind::Pressure { readings });
                 }
             }
@@ -254,6 +277,11 @@ struct Told {
 }
 
 impl Told {
+    /// Whether anything is near its limit.
+    fn is_close(&self) -> bool {
+        !self.close.is_empty()
+    }
+
     fn news(&mut self, mut readings: Vec<Reading>, limits: &config::Pressure, second: u64) -> Vec<Reading> {
         let settle = limits.sustained.get().as_secs() + 2 * DISKS_EVERY;
         self.close.retain(|_, until| *until > second);

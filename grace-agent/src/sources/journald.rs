@@ -25,6 +25,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::tally::Tally;
 use crate::api::view::{Health, SourceView};
 use crate::clock;
+use crate::endure;
 use crate::event::{Event, Kind, Timestamp};
 use crate::faults::{Assembler, Fault, Lines};
 
@@ -345,7 +346,9 @@ fn start(program: &Path) -> io::Result<Child> {
             Ok(())
         });
     }
-    command.spawn()
+    let child = command.spawn()?;
+    endure::is_like_others(child.id());
+    Ok(child)
 }
 
 #[cfg(test)]

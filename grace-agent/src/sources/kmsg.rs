@@ -13,6 +13,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags, SeekFrom, open, seek};
 use rustix::io::Errno;
 
+use super::gpu::xid;
+use super::processes::Processes;
 use super::tally::Tally;
 use crate::api::view::{Health, SourceView};
 use crate::clock;
@@ -24,6 +26,9 @@ const RECORD: usize = 16 << 10;
 /// Records read in a second; what is more is skipped and counted.
 const RATE: u32 = 20_000;
 
+/// Of them, faults of GPUs: a GPU that is broken may say so without end.
+const FAULTS: u32 = 50;
+
 /// The source.
 pub struct Kmsg {
     wake: OwnedFd,
@@ -33,9 +38,12 @@ pub struct Kmsg {
 }
 
 impl Kmsg {
-    /// Starts the thread, where /dev/kmsg may be read and `wanted`.
+    /// Starts the thread, where /dev/kmsg may be read and `wanted`; `injected`: faults of GPUs are also believed to
+    /// whoever else writes there.
     pub fn start(
         wanted: bool,
+        injected: bool,
+        processes: Arc<Processes>,
         out: SyncSender<Event>,
     ) -> io::Result<(Arc<Self>, Option<std::thread::JoinHandle<()>>)> {
         let device = if wanted {
@@ -63,11 +71,14 @@ impl Kmsg {
         let thread = std::thread::Builder::new().name("grace-kmsg".into()).spawn(move || {
             let mut follower = Follower {
                 out,
+                injected,
+                processes,
                 assembler: Assembler::of_kernel(),
                 tally: Tally::of(None),
                 next: None,
                 told: Timestamp(0),
                 second: (Timestamp(0), 0),
+                gpu_faults: 0,
                 lost_told: 0,
             };
             follower.source(true);
@@ -104,6 +115,9 @@ impl Kmsg {
 
 struct Follower {
     out: SyncSender<Event>,
+    /// See [`Kmsg::start`].
+    injected: bool,
+    processes: Arc<Processes>,
     assembler: Assembler,
     tally: Tally,
     /// The number that the next record shall have.
@@ -111,6 +125,8 @@ struct Follower {
     told: Timestamp,
     /// The second that runs, and records read in it.
     second: (Timestamp, u32),
+    /// Faults of GPUs in it.
+    gpu_faults: u32,
     lost_told: u64,
 }
 
@@ -149,6 +165,7 @@ impl Follower {
     ) -> Result<bool, Errno> {
         if now.since(self.second.0) >= Duration::from_secs(1) {
             self.second = (now, 0);
+            self.gpu_faults = 0;
         }
         let mut any = false;
         let mut faults = Vec::new();
@@ -161,7 +178,7 @@ impl Follower {
                 Err(err) => return Err(err),
                 Ok(length) => {
                     let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
-                    let Some((number, message)) = record(&text) else { continue };
+                    let Some((kernel, number, message)) = record(&text) else { continue };
                     let missed = self.next.map_or(0, |next| number.saturating_sub(next));
                     self.next = Some(number + 1);
                     self.second.1 += 1;
@@ -169,6 +186,17 @@ impl Follower {
                     if missed + skipped > 0 {
                         kmsg.lost.fetch_add(missed + skipped, Ordering::Relaxed);
                         any = true;
+                    }
+                    if let Some(mut fault) = xid::parse(message).filter(|_| kernel || self.injected) {
+                        self.gpu_faults += 1;
+                        if self.gpu_faults > FAULTS {
+                            kmsg.lost.fetch_add(1, Ordering::Relaxed);
+                            any = true;
+                        } else {
+                            // At once: a repair may wait for it.
+                            fault.process = fault.pid.and_then(|pid| self.processes.name_of_family(pid));
+                            self.send(now, Kind::GpuFaulted { fault });
+                        }
                     }
                     if skipped == 0 {
                         self.assembler.push(message, now, &mut faults);
@@ -214,11 +242,14 @@ impl Follower {
     }
 }
 
-/// Number and message of `6,339,5140900,-;message\n KEY=value` (Documentation/ABI/testing/dev-kmsg).
-fn record(text: &str) -> Option<(u64, &str)> {
+/// Whether it is the kernel's own, number and message of `6,339,5140900,-;message\n KEY=value`
+/// (Documentation/ABI/testing/dev-kmsg). What a program writes never has the kernel's facility, which is 0 (syslog(2)).
+fn record(text: &str) -> Option<(bool, u64, &str)> {
     let (head, rest) = text.split_once(';')?;
-    let number = head.split(',').nth(1)?.parse().ok()?;
-    Some((number, rest.lines().next().unwrap_or_default()))
+    let mut words = head.split(',');
+    let priority: u32 = words.next()?.parse().ok()?;
+    let number = words.next()?.parse().ok()?;
+    Some((priority >> 3 == 0, number, rest.lines().next().unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -227,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_record_has_a_number_and_a_message() {
-        assert_eq!(record("6,339,5140900,-;hello; you\n SUBSYSTEM=x\n"), Some((339, "hello; you")));
+        assert_eq!(record("6,339,5140900,-;hello; you\n SUBSYSTEM=x\n"), Some((true, 339, "hello; you")));
+        assert_eq!(record("12,339,5140900,-;NVRM: Xid"), Some((false, 339, "NVRM: Xid")));
         assert_eq!(record("garbage"), None);
         assert_eq!(record("6,x,1,-;m"), None);
     }

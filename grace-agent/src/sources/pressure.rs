@@ -1,11 +1,13 @@
-//! The source of the host's pressure: how full processors, memory, disks and tables are, and how long work waits for
-//! them. It reads /proc and asks local file systems; it never touches one that a network could hang.
+//! The source of the host's pressure: how full processors, memory, disks and tables are, how long work waits for them, how hot
+//! it is, and what each declared process takes of it. It reads /proc, /sys and cgroups and asks local file systems; it never
+//! touches one that a network could hang.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::event::Reading;
+use super::processes::Processes;
+use crate::event::{ProcessLoad, Reading};
 
 /// Bytes read of one file in /proc: more is not what it should be.
 const READ_MAX: u64 = 256 << 10;
@@ -56,6 +58,29 @@ impl Sampler {
         ) {
             add(&mut out, "pids", tasks / most);
         }
+        // Where connections are tracked at all.
+        let table =
+            |name: &str| read(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))?.trim().parse().ok();
+        if let (Some(used), Some(most)) = (table("count"), table("max").filter(|most: &f64| *most > 0.0)) {
+            let used: f64 = used;
+            add(&mut out, "conntrack", used / most);
+        }
+        out
+    }
+
+    /// How near each thermal zone is to the temperature at which the kernel switches the host off, from 0 °C on.
+    pub fn thermal(&self) -> Vec<Reading> {
+        let zones = fs::read_dir("/sys/class/thermal").into_iter().flatten().flatten().take(MOUNTS_MAX);
+        let mut hottest: BTreeMap<String, f64> = BTreeMap::new();
+        for zone in zones.filter(|zone| zone.file_name().to_string_lossy().starts_with("thermal_zone")) {
+            let Some((name, share)) = zone_heat(&zone.path()) else { continue };
+            let known = hottest.entry(name).or_default();
+            *known = known.max(share);
+        }
+        let mut out = Vec::new();
+        for (name, share) in hottest {
+            add(&mut out, &format!("thermal {name}"), share);
+        }
         out
     }
 
@@ -79,6 +104,107 @@ impl Sampler {
         }
         out
     }
+}
+
+/// What a declared process takes of the host.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Load {
+    /// Its name.
+    pub process: String,
+    /// Memory of its cgroup, or of its main process, in bytes.
+    pub memory: Option<u64>,
+    /// Of the memory that its cgroup may have, in percent; none: it has no limit of its own.
+    pub memory_percent: Option<f64>,
+    /// Shares of the last 10 s in which something of it waited, in percent.
+    pub memory_wait: Option<f64>,
+    /// See `memory_wait`.
+    pub cpu_wait: Option<f64>,
+    /// See `memory_wait`.
+    pub io_wait: Option<f64>,
+    /// Its cgroup asks to be shed before its equals (1), or after them (-1).
+    pub prefer: i8,
+}
+
+impl Load {
+    /// Among those of the same importance the lowest is shed first.
+    #[must_use]
+    pub fn order(&self) -> (i8, u64) {
+        (-self.prefer, u64::MAX - self.memory.unwrap_or(0))
+    }
+
+    /// What its cgroup asks for.
+    #[must_use]
+    pub fn preference(&self) -> Option<&'static str> {
+        match self.prefer {
+            1 => Some("prefer"),
+            -1 => Some("avoid"),
+            _ => None,
+        }
+    }
+
+    /// As the engine hears of it.
+    #[must_use]
+    pub fn fact(&self) -> ProcessLoad {
+        ProcessLoad { process: self.process.clone(), memory: self.memory, prefer: self.prefer }
+    }
+}
+
+/// What the declared process `name` takes now.
+#[must_use]
+pub fn load(processes: &Processes, name: &str) -> Load {
+    let mut load = Load { process: name.to_owned(), ..Load::default() };
+    if let Some(cgroup) = processes.cgroup(name) {
+        let number = |file: &str| read(&cgroup.join(file).to_string_lossy())?.trim().parse::<u64>().ok();
+        load.memory = number("memory.current");
+        let limit = [number("memory.max"), number("memory.high")].into_iter().flatten().min();
+        load.memory_percent =
+            load.memory.zip(limit.filter(|l| *l > 0)).map(|(now, limit)| now as f64 / limit as f64 * 100.0);
+        let waits = |file: &str| waited(&read(&cgroup.join(file).to_string_lossy())?);
+        (load.memory_wait, load.cpu_wait, load.io_wait) =
+            (waits("memory.pressure"), waits("cpu.pressure"), waits("io.pressure"));
+        load.prefer = preference(&cgroup);
+    }
+    if load.memory.is_none()
+        && let Some((pid, _)) = processes.running(name)
+    {
+        let pages =
+            read(&format!("/proc/{pid}/statm")).and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
+        load.memory = pages.map(|pages: u64| pages.saturating_mul(rustix::param::page_size() as u64));
+    }
+    load
+}
+
+/// What all declared processes take, and readings of those whose cgroups have limits of their own.
+#[must_use]
+pub fn loads(processes: &Processes) -> (Vec<Load>, Vec<Reading>) {
+    let loads: Vec<Load> = processes.families().into_iter().map(|(name, _)| load(processes, &name)).collect();
+    let mut readings = Vec::new();
+    for of in &loads {
+        if let Some(percent) = of.memory_percent {
+            add(&mut readings, &format!("memory of {}", of.process), percent / 100.0);
+        }
+    }
+    (loads, readings)
+}
+
+/// What the attributes of a cgroup ask for, by the names that systemd-oomd and oomd know: `user.oomd_prefer`,
+/// `user.oomd_avoid`. Whoever owns the cgroup sets them, so they count among equals only.
+fn preference(cgroup: &Path) -> i8 {
+    let has = |name: &str| rustix::fs::getxattr(cgroup, name, &mut [0_u8; 16][..]).is_ok();
+    if has("user.oomd_avoid") { -1 } else { i8::from(has("user.oomd_prefer")) }
+}
+
+/// A zone's type and how near it is to its critical temperature.
+fn zone_heat(zone: &Path) -> Option<(String, f64)> {
+    let text = |file: &str| read(&zone.join(file).to_string_lossy());
+    let name: String = text("type")?.trim().chars().take(32).collect();
+    let now: f64 = text("temp")?.trim().parse().ok()?;
+    let critical = (0..16).find_map(|point| {
+        let kind = text(&format!("trip_point_{point}_type"))?;
+        (kind.trim() == "critical")
+            .then(|| text(&format!("trip_point_{point}_temp"))?.trim().parse::<f64>().ok())?
+    })?;
+    (critical > 0.0 && now > 0.0).then(|| (name, now / critical))
 }
 
 fn add(out: &mut Vec<Reading>, resource: &str, share: f64) {
@@ -117,6 +243,12 @@ fn meminfo(text: &str) -> BTreeMap<&str, u64> {
 /// The share of the last 10 s in which no task got on for want of the resource, in percent (Documentation/accounting/psi).
 fn stalled(text: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("full "))?;
+    line.split_whitespace().find_map(|word| word.strip_prefix("avg10=")?.parse().ok())
+}
+
+/// The share of the last 10 s in which some task waited for the resource, in percent.
+fn waited(text: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
     line.split_whitespace().find_map(|word| word.strip_prefix("avg10=")?.parse().ok())
 }
 

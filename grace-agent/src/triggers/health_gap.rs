@@ -1,7 +1,8 @@
 //! `health_gap`: a process that Grace was told to keep running is gone, is silent, or makes no progress.
 //!
 //! Here is what is seen and said · `health_gap/process.rs` judges a declared process · `pulse.rs` notices that something
-//! regular is missing · `work.rs` that an output stands still.
+//! regular is missing · `work.rs` that an output stands still · `busy.rs` that a GPU
+//! only says that it is busy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use process::{Needs, Process, Wait, describe};
 use pulse::{Beat, Pulse, Rule};
 use work::Output;
 
+mod busy;
 mod process;
 mod pulse;
 mod work;
@@ -43,6 +45,9 @@ pub static SPEC: Spec = Spec {
            else, and where its log is silent for `log_factor` times its learned cadence or its main thread waits for a \
            device (state D) for `blocked`, a task is filed. A process whose outputs go on while its queue grows is not \
            stuck but saturated: that is latency_spike's. Silence never clears anything.\n\
+           Fires when a GPU that it has for itself is at 99 % and more, and below `gpu_busy_share` of the power that it \
+           normally draws when it is busy, for `gpu_busy_for`: a collective that waits for ever. Repairs by restarting it; \
+           clears when the GPU works again.\n\
            Heartbeats under a name that no [[process]] has are judged the same way; their remedy is a task.",
     subjects: "declared processes, names that send heartbeats",
     remedy: "start or restart the process (with backoff and budget) → file a task",
@@ -454,6 +459,16 @@ impl Trigger for HealthGap {
             Kind::Progress { name, pid, doing, since, wait } => {
                 if let Some(process) = self.processes.get_mut(name) {
                     out.extend(process.progress(name, *pid, *doing, *since, wait.clone()));
+                }
+            }
+            Kind::GpuSeen { gpu } => {
+                // A GPU that several share says nothing of one of them.
+                let mut owners = gpu.processes.iter().map(|user| user.process.as_deref());
+                let first = owners.next().flatten();
+                if let Some(name) = first.filter(|_| owners.all(|owner| owner == first))
+                    && let Some(process) = self.processes.get_mut(name)
+                {
+                    out.extend(process.gpu(name, gpu, &self.settings, now));
                 }
             }
             Kind::QueueDeclared { name, process, .. } => self.own(Output::Queue, name, process.as_ref()),

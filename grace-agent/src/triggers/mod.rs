@@ -113,7 +113,7 @@ pub fn all(config: &config::Config) -> Vec<Box<dyn Trigger>> {
         Box::new(health_gap::HealthGap::new(set.health_gap.clone())),
         Box::new(config_drift::ConfigDrift::new(set.config_drift.clone())),
         Box::new(model_integrity::ModelIntegrity::new(set.model_integrity.clone())),
-        Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone())),
+        Box::new(resource_pressure::ResourcePressure::new(config.pressure.clone(), config.gpu.clone())),
         Box::new(latency_spike::LatencySpike::new(set.latency_spike.clone())),
         Box::new(error_feed::ErrorFeed::new(set.error_feed.clone())),
         Box::new(telemetry_drift::TelemetryDrift::new(set.telemetry_drift.clone())),

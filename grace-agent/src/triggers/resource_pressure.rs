@@ -4,6 +4,9 @@
 //! seen `margin` points below the limit for as long. Remedy for processors and memory: shed load of the least important
 //! declared processes, gently first, and give it back in reverse when the pressure is gone. A full disk or table cannot
 //! be shed: that is a task.
+//!
+//! GPUs, too: `resource_pressure/gpu.rs` judges what is seen of one, `faults.rs` and `xid.rs` what its driver reports,
+//! `vram.rs` its memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,23 +14,38 @@ use std::time::Duration;
 use super::{Spec, Trigger};
 use crate::action::{Action, Shed};
 use crate::config;
-use crate::event::{Event, Kind, Reading, Timestamp};
+use crate::event::{Event, Kind, ProcessLoad, Reading, Timestamp};
 use crate::firing::{Finding, Route, Subject, Verdict};
+use gpu::Gpus;
+
+mod faults;
+mod gpu;
+mod vram;
+pub mod xid;
 
 /// What this trigger is.
 pub static SPEC: Spec = Spec {
     name: "resource_pressure",
-    summary: "processors, memory, disks or tables of the host are nearly used up",
+    summary: "processors, memory, disks, tables or GPUs of the host are nearly used up, or a GPU is in trouble",
     help: "Samples processors, memory, swap, stalls (PSI), open files, process ids, and space and inodes of local file \
            systems. Fires when one has been above its limit ([pressure]) without a break for `sustained`. Where load \
            can help it sheds load: of the declared processes the least important ones first (`importance`, 100 never), \
            step by step as `[pressure] steps` says: notify (`shed_signal`), throttle (lowest priority, and a small share where its \
            cgroup can be limited), freeze (stopped), terminate. Clears when \
            the reading was `margin` points below the limit for as long as it took to fire; what was shed is given back \
-           then, the last first. Not seen is neither: without samples it keeps its verdict.",
-    subjects: "resources of the host",
-    remedy: "shed load of the least important: throttle (notify, freeze, terminate, where allowed) → task",
-    needs: "/proc; PSI (psi=1) for stalls",
+           then, the last first. Not seen is neither: without samples it keeps its verdict.\n\
+           Of each GPU it sees what NVML tells ([gpu]). A fault that its driver reports (an Xid) fires at once: where it \
+           is one of a program, the declared process that the driver names is restarted, at most `restart_burst` times an \
+           hour; where the GPU needs a reset or the host a reboot, that is a task, and a [[hook]] with a `subject` such as \
+           `GPU * xid *` may do it. It clears when it does not come again and the process was started anew, or the GPU is \
+           seen to work. Memory that fills up fires at `memory_soft` and again at `memory_hard`, where it would be full \
+           within `time_to_full`: declared processes that are less important than another one on the same GPU make room, \
+           as `steps` says. Memory of a process that only ever grows, errors of memory, rows of memory to be remapped, \
+           heat, throttling, NVLink, fabric, PCIe lanes, a GPU that does not answer and a driver that hangs are tasks.",
+    subjects: "resources of the host, GPUs",
+    remedy: "shed load of the least important: throttle (notify, freeze, terminate, where allowed); restart the process \
+             that a GPU fault names → task",
+    needs: "/proc; PSI (psi=1) for stalls; NVML and /dev/kmsg for GPUs",
     evidence: &[],
     route: Route::SelfHealing,
 };
@@ -46,6 +64,11 @@ pub struct ResourcePressure {
     processes: BTreeMap<String, u8>,
     /// What was shed, in order.
     shed: Vec<(String, Shed)>,
+    /// What each declared process takes, as it was last told.
+    loads: BTreeMap<String, ProcessLoad>,
+    /// When load was last shed, and for whose firing nobody can tell.
+    last_shed: Option<Timestamp>,
+    gpus: Gpus,
 }
 
 /// A resource.
@@ -63,8 +86,16 @@ struct Resource {
 impl ResourcePressure {
     /// Without resources.
     #[must_use]
-    pub fn new(settings: config::Pressure) -> Self {
-        Self { settings, resources: BTreeMap::new(), processes: BTreeMap::new(), shed: Vec::new() }
+    pub fn new(settings: config::Pressure, gpu: config::Gpu) -> Self {
+        Self {
+            settings,
+            resources: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            shed: Vec::new(),
+            loads: BTreeMap::new(),
+            last_shed: None,
+            gpus: Gpus::new(gpu),
+        }
     }
 
     fn judge(&mut self, reading: &Reading, now: Timestamp) -> Vec<Verdict> {
@@ -84,7 +115,7 @@ impl ResourcePressure {
             if !resource.fires && now.since(since) >= sustained {
                 resource.fires = true;
                 let peak = resource.peak;
-                return vec![Verdict::Holds(Box::new(self.finding(reading, limit, peak, since)))];
+                return vec![Verdict::Holds(Box::new(self.finding(reading, limit, peak, since, now)))];
             }
             return Vec::new();
         }
@@ -115,7 +146,8 @@ impl ResourcePressure {
     fn give_back(&self) -> Vec<Verdict> {
         let mut names: Vec<&String> = Vec::new();
         for (name, _) in self.shed.iter().rev() {
-            if !names.contains(&name) {
+            // What made room on a GPU gets it back when there is room there.
+            if !names.contains(&name) && !self.gpus.holds(name) {
                 names.push(name);
             }
         }
@@ -127,21 +159,28 @@ impl ResourcePressure {
             .collect()
     }
 
-    fn finding(&self, reading: &Reading, limit: f64, peak: f64, since: Timestamp) -> Finding {
+    fn finding(&self, reading: &Reading, limit: f64, peak: f64, since: Timestamp, now: Timestamp) -> Finding {
         let resource = &reading.resource;
+        let rest = self.settings.rest.get();
+        let rests = self.last_shed.map_or(Duration::ZERO, |at| rest.saturating_sub(now.since(at)));
         let mut remedy = Vec::new();
         if can_shed(resource) {
-            let mut victims: Vec<(&u8, &String)> = self
+            // Of the same importance first who asks for it, last who asks to be spared, and who takes the most before others.
+            let order = |name: &String| {
+                let load = self.loads.get(name);
+                (-load.map_or(0, |l| l.prefer), u64::MAX - load.and_then(|l| l.memory).unwrap_or(0))
+            };
+            let mut victims: Vec<(&u8, (i8, u64), &String)> = self
                 .processes
                 .iter()
                 .filter(|(_, importance)| **importance < 100)
-                .map(|(name, importance)| (importance, name))
+                .map(|(name, importance)| (importance, order(name), name))
                 .collect();
             victims.sort();
             victims.truncate(VICTIMS_MAX);
             // Every one is asked gently before any is asked harder.
             for step in &self.settings.steps {
-                for (_, name) in &victims {
+                for (_, _, name) in &victims {
                     remedy.push(Action::ShedLoad { process: (*name).clone(), step: *step });
                 }
             }
@@ -164,7 +203,7 @@ impl ResourcePressure {
             noticed_by: None,
             evidence: Vec::new(),
             remedy,
-            delay: Duration::ZERO,
+            delay: if can_shed(resource) { rests } else { Duration::ZERO },
             hold: None,
             depends_on: Vec::new(),
         }
@@ -177,34 +216,55 @@ impl Trigger for ResourcePressure {
     }
 
     fn subjects(&self) -> usize {
-        self.resources.len()
+        self.resources.len() + self.gpus.count()
+    }
+
+    fn wake(&self) -> Option<Timestamp> {
+        self.gpus.wake()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.gpus.notes()
     }
 
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
+        let mut out = Vec::new();
         match &event.kind {
             Kind::Pressure { readings } => {
-                readings.iter().flat_map(|reading| self.judge(reading, event.at)).collect()
+                out.extend(readings.iter().flat_map(|reading| self.judge(reading, event.at)));
             }
             Kind::ProcessDeclared { name, importance, .. } => {
                 self.processes.insert(name.clone(), *importance);
-                Vec::new()
             }
             Kind::ProcessForgotten { name } => {
                 self.processes.remove(name);
                 self.shed.retain(|(shed, _)| shed != name);
-                Vec::new()
             }
-            Kind::LoadGivenBack { process } => {
-                self.shed.retain(|(shed, _)| shed != process);
-                Vec::new()
-            }
+            Kind::LoadGivenBack { process } => self.shed.retain(|(shed, _)| shed != process),
             Kind::LoadShed { process, step } => {
                 self.shed.push((process.clone(), *step));
-                Vec::new()
+                self.last_shed = Some(event.at);
             }
-            _ => Vec::new(),
+            Kind::ProcessLoads { loads } => {
+                let known = loads.iter().filter(|load| self.processes.contains_key(&load.process));
+                self.loads = known.map(|load| (load.process.clone(), load.clone())).collect();
+            }
+            _ => {}
         }
+        out.extend(self.gpus.on_event(event, &self.processes));
+        out
     }
+}
+
+/// What to do about what fires about `subject`, for people.
+#[must_use]
+pub fn advice(subject: &Subject) -> &'static str {
+    let Subject::Gpu(what) = subject else { return "see `grace explain`" };
+    let (_, what) = what.split_once(' ').unwrap_or(("", what));
+    if let Some(code) = what.strip_prefix("xid ").and_then(|code| code.parse().ok()) {
+        return xid::of(code).bucket.advice();
+    }
+    gpu::advice(what)
 }
 
 /// Whether less load helps.
@@ -224,7 +284,7 @@ mod tests {
             steps: vec![Shed::Throttle, Shed::Freeze, Shed::Terminate],
             ..config::Pressure::default()
         };
-        ResourcePressure::new(settings)
+        ResourcePressure::new(settings, config::Gpu::default())
     }
 
     fn cpu(trigger: &mut ResourcePressure, second: u64, percent: f64) -> Vec<Verdict> {

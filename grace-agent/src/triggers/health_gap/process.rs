@@ -1,10 +1,11 @@
 //! One declared process: whether it runs, is heard of, and makes progress; and what is said of it, which is the worst of
 //! what is wrong.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::super::lasting;
+use super::busy::{self, Busy};
 use super::pulse::{Beat, Pulse, Rule};
 use super::work::{Flat, Output, Work};
 use super::{heartbeats, logs};
@@ -13,6 +14,7 @@ use crate::baseline::Baseline;
 use crate::config;
 use crate::event::{Doing, Exit, Restart, RestartPolicy, Timestamp};
 use crate::firing::{Finding, Subject, Verdict, who};
+use crate::gpu_facts::GpuSample;
 
 /// Facts kept in `lately`, and how long they have to do with what happens.
 const LATELY: usize = 5;
@@ -31,6 +33,8 @@ enum Ail {
     Flat,
     /// It is blocked or spins.
     Stalled,
+    /// Its GPU says that it is busy, and does nothing.
+    Hung,
     /// Its heartbeats are missing.
     Silent,
 }
@@ -62,6 +66,8 @@ pub(super) enum Wait {
 const STORM: usize = 8;
 /// How far apart, on average.
 const APART: Duration = Duration::from_millis(5);
+/// GPUs that one process has for itself at most.
+const GPUS_MAX: usize = 256;
 /// A process that waits for others is started again so much later: their end may be told after its own.
 const BEHIND: Duration = Duration::from_millis(50);
 
@@ -103,6 +109,8 @@ pub(super) struct Process {
     heart: Pulse,
     log: Pulse,
     pub(super) work: Work,
+    /// GPUs that it has for itself, by UUID.
+    gpus: BTreeMap<String, Busy>,
 }
 
 impl Process {
@@ -130,6 +138,7 @@ impl Process {
             heart: Pulse::new(Baseline::new(learn), &never),
             log: Pulse::new(Baseline::new(learn), &never),
             work: Work::default(),
+            gpus: BTreeMap::new(),
         }
     }
 
@@ -220,6 +229,7 @@ impl Process {
             let how = format!("runs again as pid {} for {ran}", self.pid.unwrap_or(0));
             // Whoever was stuck is gone; what was not heard must be heard.
             self.ails.remove(&Ail::Stalled);
+            self.ails.remove(&Ail::Hung);
             if self.since.take().is_some() || self.said.is_some() {
                 out.extend(self.clear(name, how));
             }
@@ -364,6 +374,7 @@ impl Process {
         self.heart.pause();
         self.log.pause();
         self.work.pause();
+        self.gpus.values_mut().for_each(Busy::begins_anew);
     }
 
     /// An output stands still.
@@ -400,6 +411,56 @@ impl Process {
         self.ail(Ail::Flat, name, restart, finding, now)
     }
 
+    /// A GPU was seen that this process has for itself.
+    pub(super) fn gpu(
+        &mut self,
+        name: &str,
+        gpu: &GpuSample,
+        settings: &config::HealthGap,
+        now: Timestamp,
+    ) -> Option<Verdict> {
+        self.pid.filter(|_| !self.shed)?;
+        let (utilization, power) = (gpu.utilization?, gpu.power_w?);
+        if !self.gpus.contains_key(&gpu.uuid) && self.gpus.len() >= GPUS_MAX {
+            return None;
+        }
+        let busy = self.gpus.entry(gpu.uuid.clone()).or_insert_with(|| Busy::new(settings.learn));
+        let (share, lasts) = (settings.gpu_busy_share, settings.gpu_busy_for.get());
+        match busy.seen(utilization, power, share, lasts, now) {
+            busy::Work::Unknown => None,
+            busy::Work::Works => self.mended(Ail::Hung, name, "its GPU works again"),
+            busy::Work::Hangs { .. } if self.ails.contains(&Ail::Hung) => None,
+            busy::Work::Hangs { since, power, normal } => {
+                let finding = Box::new(Finding {
+                    subject: subject(name),
+                    since,
+                    summary: format!("GPU {} says that it is busy, and does next to nothing", gpu.index),
+                    measured: format!("{power:.0} W at {utilization} % for {}", lasting(now.since(since))),
+                    threshold: format!(
+                        "below {:.0} W at 99 % and more for {}",
+                        normal * share,
+                        lasting(lasts)
+                    ),
+                    baseline: format!("{normal:.0} W when it is busy"),
+                    writer: None,
+                    noticed_by: None,
+                    evidence: self.lately(now).collect(),
+                    remedy: vec![Action::FileTask {
+                        title: "Find out why a program keeps its GPU busy and does nothing: a collective that waits, or a \
+                                kernel that spins"
+                            .into(),
+                        acceptance: "its GPU draws its normal power again and health_gap stays clear for 10 minutes"
+                            .into(),
+                    }],
+                    delay: Duration::ZERO,
+                    hold: None,
+                    depends_on: vec![Subject::Gpu("driver".into())],
+                });
+                self.ail(Ail::Hung, name, true, finding, now)
+            }
+        }
+    }
+
     pub(super) fn progress(
         &mut self,
         name: &str,
@@ -423,6 +484,7 @@ impl Process {
         self.heart.away(away, now);
         self.log.away(away, now);
         self.work.away(away, now);
+        self.gpus.values_mut().for_each(|gpu| gpu.away(away, now));
         if let Some((_, since, _)) = &mut self.stuck {
             *since = since.after(away).min(now);
         }
