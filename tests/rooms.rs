@@ -21,6 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("faults", &["event", "faults"]),
     ("shape", &["shape"]),
     ("code_facts", &["shape"]),
+    ("escape", &[]),
     ("risk", &[]),
     // Judgement: pure.
     ("owned", &["action", "event", "file_state", "firing"]),
@@ -113,7 +114,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
-    ("tasks", &["api", "clock", "config", "event", "firing"]),
+    ("tasks", &["api", "clock", "config", "escape", "event", "firing", "tasks"]),
+    ("sinks", &["actions", "clock", "config", "error_chain", "tasks"]),
     ("recording", &["config", "event"]),
     ("api", &["action", "api", "code_facts", "config", "event", "file_state", "firing", "reported", "tasks"]),
     (
@@ -126,6 +128,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "code_facts",
             "config",
             "error_chain",
+            "escape",
             "event",
             "file_state",
             "firing",
@@ -170,6 +173,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "reported",
             "safe_path",
             "shape",
+            "sinks",
             "snapshots",
             "sources",
             "state_dir",
@@ -199,6 +203,7 @@ const PURE: &[&str] = &[
     "reported",
     "shape",
     "code_facts",
+    "escape",
     "risk",
 ];
 

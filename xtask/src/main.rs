@@ -7,6 +7,7 @@ mod build;
 mod build_ebpf;
 mod corpus;
 mod lint;
+mod mcp_python;
 mod places;
 mod process;
 mod run;

@@ -7,6 +7,7 @@ use super::ask::Failure;
 use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::store::{DiffView, StoreView, UndoView};
+use crate::api::tasks::{OutboxView, UnfiledView};
 use crate::api::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
     PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
@@ -24,8 +25,8 @@ pub struct Schema {
 
 const NAMES: &[&str] = &[
     "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good",
-    "incident", "pause", "records", "risk", "scan", "snapshot", "status", "store", "task", "trigger", "undo",
-    "verify",
+    "incident", "outbox", "pause", "records", "refused", "risk", "scan", "snapshot", "status", "store",
+    "task", "trigger", "undo", "verify",
 ];
 
 impl Schema {
@@ -50,6 +51,8 @@ impl Schema {
             "incident" => schema_for!(IncidentView),
             "pause" => schema_for!(PauseView),
             "records" => schema_for!(RecordsAnswer),
+            "refused" => schema_for!(UnfiledView),
+            "outbox" => schema_for!(OutboxView),
             "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),

@@ -417,6 +417,7 @@ impl Config {
         self.validate_code(&mut out);
         out.0.extend(self.snapshots.validate());
         self.validate_processes(&mut out);
+        self.validate_tasks(&mut out);
         out.0
     }
 
