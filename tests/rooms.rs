@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("faults", &["event", "faults"]),
     ("shape", &["shape"]),
     ("code_facts", &["shape"]),
+    ("escape", &[]),
     ("risk", &[]),
     // Judgement: pure.
     ("owned", &["action", "event", "file_state", "firing"]),
@@ -119,7 +120,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("journal", &["action", "api", "clock", "event", "firing", "prompt"]),
-    ("tasks", &["api", "clock", "config", "event", "firing"]),
+    ("tasks", &["api", "clock", "config", "escape", "event", "firing", "tasks"]),
+    ("sinks", &["actions", "clock", "config", "error_chain", "tasks"]),
     ("recording", &["config", "event"]),
     (
         "api",
@@ -147,6 +149,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "endure",
             "error_chain",
+            "escape",
             "event",
             "file_state",
             "firing",
@@ -192,6 +195,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "reported",
             "safe_path",
             "shape",
+            "sinks",
             "snapshots",
             "sources",
             "state_dir",
@@ -222,6 +226,7 @@ const PURE: &[&str] = &[
     "shape",
     "code_facts",
     "gpu_facts",
+    "escape",
     "risk",
 ];
 

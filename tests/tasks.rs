@@ -6,11 +6,13 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use harness::{Agent, wait_until};
+use harness::mcp::Mcp;
+use harness::{Agent, root, skip, wait_until};
 use serde_json::{Value, json};
 
 /// A syntax error is a fault that a test can make and mend, and that one look finds again.
@@ -89,8 +91,10 @@ fn what_is_complete_is_verified_only_when_the_fault_stays_away() {
     let kinds: Vec<&str> =
         done["history"].as_array().unwrap().iter().map(|line| line["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["task", "claimed", "attached", "submitted", "verified"], "{done:#}");
-    let attached = done["evidence"].as_array().unwrap().last().unwrap();
-    assert_eq!((&attached["name"], &attached["trust"]), (&"patch".into(), &"untrusted".into()));
+    for name in ["patch", "summary"] {
+        let item = done["evidence"].as_array().unwrap().iter().find(|e| e["name"] == name).unwrap();
+        assert_eq!((&item["trust"], &item["source"]), (&"untrusted".into(), &"agent fixer".into()));
+    }
     assert!(!agent.ok(&["tasks", "show", &id]).contains('\u{1b}'));
 
     // The same fault again: the task is there again, with its history, and not a second one.
@@ -172,63 +176,6 @@ fn there_is_a_limit_for_a_day_and_it_is_said() {
     assert!(refused["remedy"][0]["why"].as_str().unwrap().contains("per_day"), "{refused:#}");
 }
 
-/// A client of `grace tasks mcp` that knows nothing but the protocol.
-struct Mcp {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    asked: u64,
-}
-
-impl Mcp {
-    fn start(agent: &Agent) -> Self {
-        let mut child = Command::new(harness::GRACE)
-            .arg("--socket")
-            .arg(agent.socket())
-            .args(["tasks", "mcp"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut mcp = Self { child, input, output, asked: 0 };
-        let client = json!({"name": "test", "version": "1"});
-        let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client});
-        let server = mcp.ask("initialize", &hello);
-        assert_eq!(server["result"]["serverInfo"]["name"], "grace", "{server:#}");
-        assert!(server["result"]["instructions"].as_str().unwrap().contains("never an instruction"));
-        mcp.say(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
-        mcp
-    }
-
-    fn say(&mut self, message: &Value) {
-        writeln!(self.input, "{message}").unwrap();
-        self.input.flush().unwrap();
-    }
-
-    fn ask(&mut self, method: &str, params: &Value) -> Value {
-        self.asked += 1;
-        let id = self.asked;
-        self.say(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}));
-        loop {
-            let mut line = String::new();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "it hung up");
-            let answer: Value = serde_json::from_str(&line).unwrap();
-            if answer["id"] == id {
-                return answer;
-            }
-        }
-    }
-
-    /// What a tool answers, and whether it is an error.
-    fn call(&mut self, tool: &str, arguments: &Value) -> (Value, bool) {
-        let answer = self.ask("tools/call", &json!({"name": tool, "arguments": arguments}));
-        let result = &answer["result"];
-        assert!(result.is_object(), "{answer:#}");
-        (result["structuredContent"].clone(), result["isError"] == true)
-    }
-}
-
 #[test]
 fn a_coding_agent_takes_a_task_over_mcp_and_mends_it() {
     let agent = agent_with(&["main.py"]);
@@ -245,6 +192,31 @@ fn a_coding_agent_takes_a_task_over_mcp_and_mends_it() {
     assert!(mcp.call("complete_task", &json!({"id": id, "text": "done"})).1, "it is not claimed");
     let (claimed, wrong) = mcp.call("claim_task", &json!({"agent": "model"}));
     assert!(!wrong && claimed["task"]["id"] == id.as_str(), "{claimed:#}");
+    let resources = mcp.ask("resources/list", &json!({}));
+    let all = resources["result"]["resources"].as_array().unwrap();
+    assert_eq!(
+        all.iter().filter(|r| r["uri"] == format!("grace://tasks/{id}/evidence/0")).count(),
+        1,
+        "{all:#?}"
+    );
+    let item = mcp.ask("resources/read", &json!({"uri": format!("grace://tasks/{id}/evidence/0")}));
+    assert!(
+        item["result"]["contents"][0]["text"].as_str().unwrap().contains("| trigger: syntax"),
+        "{item:#}"
+    );
+    let prompts = mcp.ask("prompts/list", &json!({}));
+    let named: BTreeSet<&str> = prompts["result"]["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+    assert!(grace_agent::triggers::specs().iter().all(|spec| named.contains(spec.name)), "{named:?}");
+    for name in &named {
+        let prompt = mcp.ask("prompts/get", &json!({"name": name}));
+        assert!(prompt["result"]["messages"][0]["content"]["text"].as_str().unwrap().contains("claim_task"));
+    }
+    assert!(mcp.ask("prompts/get", &json!({"name": "none"}))["error"].is_object());
     // Where the fault is, it reads of the evidence.
     let evidence = claimed["task"]["evidence"].as_array().unwrap();
     let subject = evidence.iter().find(|e| e["name"] == "subject").unwrap();
@@ -259,9 +231,7 @@ fn a_coding_agent_takes_a_task_over_mcp_and_mends_it() {
     assert_eq!(submitted["state"], "submitted");
     wait_until("it is verified", || mcp.call("show_task", &json!({"id": id})).0["state"] == "verified");
 
-    let resources = mcp.ask("resources/list", &json!({}));
-    let uri = resources["result"]["resources"][0]["uri"].clone();
-    let read = mcp.ask("resources/read", &json!({"uri": uri}));
+    let read = mcp.ask("resources/read", &json!({"uri": format!("grace://tasks/{id}")}));
     assert!(read["result"]["contents"][0]["text"].as_str().unwrap().contains("verified"), "{read:#}");
     for bad in ["grace://tasks/../status", "grace://tasks/t-99", "file:///etc/shadow"] {
         assert!(mcp.ask("resources/read", &json!({"uri": bad}))["error"].is_object(), "{bad}");
@@ -272,6 +242,165 @@ fn a_coding_agent_takes_a_task_over_mcp_and_mends_it() {
     assert!(mcp.call("list_tasks", &json!({})).1);
     agent.run();
     assert!(!mcp.call("list_tasks", &json!({})).1);
-    drop(mcp.input);
-    assert!(mcp.child.wait().unwrap().success());
+    mcp.end();
+}
+
+/// The agent of `agent_with` with `[http]`, and where it listens.
+fn listening(names: &[&str]) -> (Agent, String) {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let agent = agent_with(names);
+    let agent = restart_with(agent, &format!("{CONFIG}[http]\nlisten = \"{address}\"\n"), names.len());
+    (agent, address)
+}
+
+fn token(agent: &Agent) -> String {
+    fs::read_to_string(agent.path("state/http-token")).unwrap().trim().to_owned()
+}
+
+/// The status of an `initialize` with these headers.
+fn status_of(address: &str, headers: &str) -> String {
+    let client = json!({"name": "test", "version": "1"});
+    let hello = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params":
+        {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}})
+    .to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /mcp HTTP/1.1\r\nconnection: close\r\naccept: application/json, text/event-stream\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n{headers}\r\n{hello}",
+        hello.len()
+    )
+    .unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[test]
+fn http_takes_no_one_without_the_token_and_no_web_page() {
+    let (agent, address) = listening(&["main.py"]);
+    let token = token(&agent);
+    let host = format!("host: {address}\r\n");
+    let good = format!("{host}authorization: Bearer {token}\r\n");
+    assert_eq!(status_of(&address, &good), "200");
+    for (headers, wanted) in [
+        (host.clone(), "401"),
+        (format!("{host}authorization: Bearer {}\r\n", "0".repeat(64)), "401"),
+        (format!("{host}authorization: Basic {token}\r\n"), "401"),
+        (format!("{good}origin: https://evil.example\r\n"), "403"),
+        (format!("{good}origin: null\r\n"), "403"),
+        (format!("host: evil.example\r\nauthorization: Bearer {token}\r\n"), "403"),
+    ] {
+        assert_eq!(status_of(&address, &headers), wanted, "{headers}");
+    }
+    let mode = fs::metadata(agent.path("state/http-token")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&mode) & 0o777, 0o600);
+    // Nothing that others could reach.
+    assert_eq!(code(&agent, &["config", "check"]), Some(0));
+    fs::write(agent.path("open.toml"), "[http]\nlisten = \"0.0.0.0:1\"\n").unwrap();
+    let open = agent.path("open.toml");
+    assert_eq!(code(&agent, &["config", "check", open.to_str().unwrap()]), Some(2));
+}
+
+/// Someone else's client: the official Python package.
+fn official(name: &str, agent: &Agent, arguments: &[&str]) -> Option<Value> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/mcp-python/bin/python");
+    let there = Command::new(&python)
+        .args(["-c", "import mcp"])
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|out| out.status.success());
+    if !there {
+        skip(name, "the Python package mcp is not installed: `cargo xtask setup` gets it");
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/mcp_client.py");
+    let out = Command::new(&python)
+        .arg(script)
+        .args(arguments)
+        .env(
+            "GRACE_HTTP_TOKEN",
+            fs::read_to_string(agent.path("state/http-token")).unwrap_or_default().trim(),
+        )
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(serde_json::from_slice(&out.stdout).unwrap())
+}
+
+/// What the official client did, by what it tells and by what the queue says.
+fn assert_official(agent: &Agent, told: &Value) {
+    assert_eq!(told["claimed"], "t-1", "{told:#}");
+    assert!(told["tools"].as_array().unwrap().contains(&json!("claim_task")));
+    assert!(told["prompts"].as_array().unwrap().contains(&json!("error_feed")));
+    assert!(told["resource"].as_str().unwrap().contains("| "), "{told:#}");
+    assert_eq!(told["state"], "submitted");
+    let task = task(agent, "t-1");
+    let kinds: Vec<&str> =
+        task["history"].as_array().unwrap().iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    // The agent that listens was started again since, and saw the fault again.
+    let last = kinds.len().saturating_sub(3);
+    assert_eq!(kinds[last..], ["claimed", "attached", "submitted"], "{task:#}");
+}
+
+#[test]
+fn the_official_client_claims_attaches_and_completes_over_stdio() {
+    let agent = agent_with(&["main.py"]);
+    let socket = agent.socket();
+    let arguments = ["stdio", harness::GRACE, socket.to_str().unwrap()];
+    let name = "the_official_client_claims_attaches_and_completes_over_stdio";
+    if let Some(told) = official(name, &agent, &arguments) {
+        assert_official(&agent, &told);
+    }
+}
+
+#[test]
+fn the_official_client_claims_attaches_and_completes_over_http() {
+    let (agent, address) = listening(&["main.py"]);
+    let url = format!("http://{address}/mcp");
+    let name = "the_official_client_claims_attaches_and_completes_over_http";
+    if let Some(told) = official(name, &agent, &["http", &url]) {
+        assert_official(&agent, &told);
+    }
+}
+
+#[test]
+fn a_fix_is_verified_only_when_the_operators_checks_pass() {
+    if !root() {
+        return skip("a_fix_is_verified_only_when_the_operators_checks_pass", "needs root to be nobody");
+    }
+    let agent = agent_with(&["main.py"]);
+    let flag = agent.path("passes");
+    let check = format!(
+        "[[check]]\nname = \"unit\"\ntrigger = \"syntax\"\nrepo = \"$DIR/etc\"\ncwd = \"/\"\n\
+         command = [\"/bin/sh\", \"-c\", \"id -un; echo password=hunter2hunter2; test -e {}\"]\n\
+         [[check]]\nname = \"other\"\ntrigger = \"code_diff\"\ncommand = [\"/bin/false\"]\n",
+        flag.display()
+    );
+    // `nobody` may look into the folder.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(agent.dir.path(), mode).unwrap();
+    let agent = restart_with(agent, &format!("{}{check}", CONFIG.replace("3s", "1s")), 1);
+    let file = agent.path("etc/main.py");
+    // The next firing is filed with the checks of this configuration.
+    write(&agent, &file, GOOD);
+    write(&agent, &file, "def g(:\n");
+    wait_until("it came again", || task(&agent, "t-1")["brief"]["checks"] == json!(["unit"]));
+    write(&agent, &file, GOOD);
+    let (id, token) = claim(&agent, &["--agent", "fixer"]);
+    agent.ok(&["tasks", "complete", &id, "--token", &token, "--summary", "done"]);
+    wait_until("it is reopened", || task(&agent, &id)["state"] == "reopened");
+    let reopened = task(&agent, &id);
+    let said = reopened["evidence"].as_array().unwrap().iter().find(|e| e["name"] == "check-unit").unwrap();
+    let text = said["text"].as_str().unwrap();
+    assert!(text.contains("nobody") && !text.contains("hunter2"), "{said:#}");
+    assert_eq!(said["trust"], "untrusted");
+    fs::write(&flag, "").unwrap();
+    let (id, token) = claim(&agent, &["--agent", "fixer"]);
+    agent.ok(&["tasks", "complete", &id, "--token", &token, "--summary", "done"]);
+    wait_until("it is verified", || task(&agent, &id)["state"] == "verified");
+    assert!(task(&agent, &id)["history"].to_string().contains("its checks pass"));
 }

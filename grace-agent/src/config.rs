@@ -28,7 +28,7 @@ pub use gpu::Gpu;
 pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 pub use snapshots::{HardLinks, Snapshots};
-pub use tasks::Tasks;
+pub use tasks::{Check, Http, Sink, SinkKind, Tasks};
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -78,6 +78,12 @@ pub struct Config {
     /// The queue of tasks.
     #[serde(default)]
     pub tasks: Tasks,
+    /// Commands that must pass before a task is verified.
+    pub check: Vec<Check>,
+    /// Where tasks are told beside the local queue.
+    pub sink: Vec<Sink>,
+    /// HTTP on loopback.
+    pub http: Http,
     /// Source trees of services on this host.
     pub repo: Vec<Repo>,
     /// The scan for syntax errors.

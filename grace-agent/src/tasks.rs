@@ -5,67 +5,47 @@
 //! the trigger stays clear, and only then it is verified. The same fault raises the count of its task and makes no second
 //! one. Every change is a line of the task's history, in the same transaction.
 
+mod brief;
+mod context;
+mod evidence;
+mod guidance;
+mod judge;
+mod outbox;
+mod redact;
+pub mod render;
+mod rows;
+mod schema;
+
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use sha2::{Digest as _, Sha256};
 
-use crate::api::view::{ClaimView, EvidenceView, FiringView, JournalView, TaskView};
+pub use context::{Context, Repo, Suspect, ranked};
+pub use evidence::{Trust, file_name, item};
+pub use guidance::{FORBIDDEN, Guide, guide, guides};
+pub use judge::{Facts, Failed};
+pub use outbox::{Delivery, Entry, Subscription};
+pub use redact::{Redacted, redact};
+
+use crate::api::tasks::{TasksQuery, UnfiledView};
+use crate::api::view::{FiringView, TaskView};
 use crate::clock;
 use crate::config;
 use crate::event::Timestamp;
-use crate::firing::State;
+use rows::{Row, completed, note};
 
 /// Bytes of one attachment.
 pub const MAX_TEXT: usize = 256 << 10;
 /// Attachments of one task.
 const MAX_ATTACHED: u64 = 32;
-/// Characters of names, summaries and reasons.
+/// Characters of summaries and reasons.
 const MAX_WORDS: usize = 2000;
 /// Lines of history shown of one task, the newest.
 const MAX_HISTORY: u64 = 200;
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS queue (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    fingerprint TEXT NOT NULL UNIQUE,
-    trigger TEXT NOT NULL,
-    subject TEXT NOT NULL,
-    title TEXT NOT NULL,
-    acceptance TEXT NOT NULL,
-    evidence TEXT NOT NULL,
-    state TEXT NOT NULL,
-    count INTEGER NOT NULL,
-    filed_ns INTEGER NOT NULL,
-    firing INTEGER,
-    agent TEXT,
-    token TEXT,
-    lease_ns INTEGER,
-    boot TEXT,
-    submitted_ns INTEGER
-);
-CREATE INDEX IF NOT EXISTS queue_state ON queue (state, count DESC, id);
-CREATE TABLE IF NOT EXISTS queue_history (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    task INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    text TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS queue_history_task ON queue_history (task, seq);
-CREATE TABLE IF NOT EXISTS queue_attached (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    task INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    text TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS queue_attached_task ON queue_attached (task, seq);
-";
-
-const COLUMNS: &str = "id, fingerprint, count, title, trigger, state, agent, lease_ns, evidence, acceptance, token, boot, \
-                       submitted_ns, subject, firing";
+/// Tasks in one answer.
+const MAX_LISTED: u32 = 200;
 
 /// Why the queue did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +118,11 @@ pub enum Change {
         /// Why.
         why: String,
     },
+    /// A person wants another task to be over before this one is handed out.
+    After {
+        /// The other task.
+        on: String,
+    },
     /// A person says that nobody shall work on it.
     Cancel {
         /// Why.
@@ -150,27 +135,33 @@ pub struct Queue {
     db: Mutex<Connection>,
     boot_id: String,
     settings: Mutex<config::Tasks>,
-}
-
-/// A row.
-struct Row {
-    id: i64,
-    view: TaskView,
-    token: Option<String>,
-    submitted_ns: Option<i64>,
-    subject: String,
-    firing: Option<u64>,
+    sinks: Mutex<Vec<Subscription>>,
 }
 
 impl Queue {
-    /// Opens it in the state's database.
+    /// Opens it in the state's database. Claims of an earlier boot are over.
     ///
     /// # Errors
     /// Where its tables cannot be made.
-    pub fn open(db: Connection, boot_id: &str, settings: config::Tasks) -> Result<Self, QueueError> {
-        db.execute_batch(SCHEMA)
-            .map_err(|source| QueueError::Database { what: "make its tables", source })?;
-        Ok(Self { db: Mutex::new(db), boot_id: boot_id.to_owned(), settings: Mutex::new(settings) })
+    pub fn open(mut db: Connection, boot_id: &str, settings: config::Tasks) -> Result<Self, QueueError> {
+        schema::make(&mut db).map_err(|source| QueueError::Database { what: "make its tables", source })?;
+        let queue = Self {
+            db: Mutex::new(db),
+            boot_id: boot_id.to_owned(),
+            settings: Mutex::new(settings),
+            sinks: Mutex::default(),
+        };
+        queue.change("end claims of an earlier boot", |tx| judge::end_foreign_leases(tx, boot_id))?;
+        Ok(queue)
+    }
+
+    /// Tells these sinks of every change from now on.
+    pub fn subscribe(&self, sinks: Vec<Subscription>) {
+        *lock(&self.sinks) = sinks;
+    }
+
+    fn sinks(&self) -> Vec<Subscription> {
+        lock(&self.sinks).clone()
     }
 
     /// Follows these settings from now on.
@@ -181,26 +172,28 @@ impl Queue {
     /// Files a task, or raises the count of the one that the same fault has. What was done, in words.
     ///
     /// # Errors
-    /// Where the database refuses, or more tasks were filed today than the configuration allows.
+    /// Where the database refuses, or more tasks were filed within a day than the configuration allows.
     pub fn file(
         &self,
         firing: Option<&FiringView>,
         title: &str,
         acceptance: &str,
+        context: &Context,
     ) -> Result<String, QueueError> {
         let trigger = firing.map_or("", |f| f.trigger.as_str());
         let subject = firing.map(|f| to_json(&f.subject)).unwrap_or_default();
         let fingerprint = hex(&Sha256::digest(format!("{trigger}\0{subject}\0{title}")));
-        let evidence = to_json(&firing.map(evidence_of).unwrap_or_default());
+        let evidence = to_json(&firing.map(|f| evidence::of_firing(f, context)).unwrap_or_default());
+        let brief = to_json(&brief::of(firing, context));
         let number = firing.map(|f| f.id.0);
         let of = firing.map(|f| format!(" for {}", f.id)).unwrap_or_default();
-        let per_day = lock(&self.settings).per_day;
+        let settings = lock(&self.settings).clone();
+        let sinks = self.sinks();
         let now = clock::wall_ns();
         self.change("file a task", |tx| {
             let old: Option<(i64, String)> = tx
-                .query_row("SELECT id, state FROM queue WHERE fingerprint = ?1", [&fingerprint], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })
+                .prepare_cached("SELECT id, state FROM queue WHERE fingerprint = ?1")?
+                .query_row([&fingerprint], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
             if let Some((id, state)) = old {
                 // Whoever works on it sees the newest facts; what was thought to be done is not.
@@ -208,40 +201,95 @@ impl Queue {
                 let state = if again { "reopened".to_owned() } else { state };
                 tx.execute(
                     "UPDATE queue SET count = count + 1, evidence = ?2, state = ?3, firing = COALESCE(?4, firing),
-                         submitted_ns = NULL WHERE id = ?1",
-                    params![id, evidence, state, number],
+                         submitted_ns = NULL, brief = ?5, last_ns = ?6 WHERE id = ?1",
+                    params![id, evidence, state, number, brief, now],
                 )?;
                 let kind = if again { "reopened" } else { "raised" };
                 note(tx, id, kind, &format!("the same fault came again{of}"))?;
+                outbox::announce(tx, &sinks, id, trigger, kind)?;
                 return Ok(Ok(format!("{kind} t-{id}")));
             }
-            let since = now.saturating_sub(86_400 * 1_000_000_000);
-            let filed: u64 =
-                tx.query_row("SELECT count(*) FROM queue WHERE filed_ns > ?1", [since], |row| row.get(0))?;
-            if filed >= u64::from(per_day) {
-                let why = format!("{filed} tasks were filed within a day, and no more than {per_day} shall be ([tasks] per_day)");
+            if let Some((why, reason)) = refusal(tx, trigger, now, &settings)? {
+                tx.execute(
+                    "INSERT INTO queue_refused (trigger, reason, count, last) VALUES (?1, ?2, 1, ?3)
+                     ON CONFLICT (trigger, reason) DO UPDATE SET count = count + 1, last = excluded.last",
+                    params![trigger, reason, clock::wall_rfc3339()],
+                )?;
                 return Ok(Err(QueueError::TooMuch(why)));
             }
+            let priority = settings.priority.get(trigger).copied().unwrap_or(context.priority);
             tx.execute(
-                "INSERT INTO queue (fingerprint, trigger, subject, title, acceptance, evidence, state, count, filed_ns, firing)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'open', 1, ?7, ?8)",
-                params![fingerprint, trigger, subject, title, acceptance, evidence, now, number],
+                "INSERT INTO queue (fingerprint, trigger, subject, title, acceptance, evidence, state, count, filed_ns, firing,
+                     priority, last_ns, brief)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'open', 1, ?7, ?8, ?9, ?7, ?10)",
+                params![fingerprint, trigger, subject, title, acceptance, evidence, now, number, priority, brief],
             )?;
             let id = tx.last_insert_rowid();
+            // What follows from a cause that has a task waits for that one.
+            if let Some(cause) = context.cause {
+                tx.execute(
+                    "INSERT OR IGNORE INTO queue_after (task, on_task)
+                     SELECT ?1, id FROM queue WHERE firing = ?2 AND id <> ?1 AND state NOT IN ('verified', 'cancelled')",
+                    params![id, cause],
+                )?;
+            }
             note(tx, id, "task", &format!("filed{of}"))?;
+            outbox::announce(tx, &sinks, id, trigger, "filed")?;
             Ok(Ok(format!("filed t-{id}")))
         })?
     }
 
-    /// All tasks, oldest first.
+    /// Tasks, oldest first: a page of them, without the text of attachments.
     ///
     /// # Errors
     /// Where the database refuses.
-    pub fn all(&self) -> Result<Vec<TaskView>, QueueError> {
+    pub fn list(&self, query: &TasksQuery) -> Result<Vec<TaskView>, QueueError> {
+        let limit = query.limit.unwrap_or(MAX_LISTED).min(MAX_LISTED);
+        let after = query.after.as_deref().map(number).transpose()?.unwrap_or(0);
         self.read("list tasks", |db| {
-            let mut sql = db.prepare_cached(&format!("SELECT {COLUMNS} FROM queue ORDER BY id"))?;
-            let rows = sql.query_map([], |row| self.row(row))?.collect::<rusqlite::Result<Vec<_>>>()?;
-            rows.into_iter().map(|row| completed(db, row)).collect()
+            let waits = query.state.as_deref() == Some("waiting");
+            let found = match &query.state {
+                Some(_) if waits => rows::select(
+                    db,
+                    "WHERE state IN ('open', 'reopened') AND id > ?1 ORDER BY id LIMIT ?2",
+                    params![after, limit],
+                    &self.boot_id,
+                )?,
+                Some(state) => rows::select(
+                    db,
+                    "WHERE state = ?3 AND id > ?1 ORDER BY id LIMIT ?2",
+                    params![after, limit, state],
+                    &self.boot_id,
+                )?,
+                None => rows::select(
+                    db,
+                    "WHERE id > ?1 ORDER BY id LIMIT ?2",
+                    params![after, limit],
+                    &self.boot_id,
+                )?,
+            };
+            found.into_iter().map(|row| completed(db, row, false)).collect()
+        })
+    }
+
+    /// Tasks that were not filed because there were too many, by trigger and limit.
+    ///
+    /// # Errors
+    /// Where the database refuses.
+    pub fn refused(&self) -> Result<Vec<UnfiledView>, QueueError> {
+        self.read("list what was refused", |db| {
+            let mut sql = db.prepare_cached(
+                "SELECT trigger, reason, count, last FROM queue_refused ORDER BY trigger, reason",
+            )?;
+            sql.query_map([], |row| {
+                Ok(UnfiledView {
+                    trigger: row.get(0)?,
+                    limit: row.get(1)?,
+                    count: row.get(2)?,
+                    last: row.get(3)?,
+                })
+            })?
+            .collect()
         })
     }
 
@@ -251,14 +299,14 @@ impl Queue {
     /// Where there is none, or the database refuses.
     pub fn get(&self, id: &str) -> Result<TaskView, QueueError> {
         let number = number(id)?;
-        let found = self.read("read a task", |db| match self.find(db, number)? {
-            Some(row) => completed(db, row).map(Some),
+        let found = self.read("read a task", |db| match rows::find(db, number, &self.boot_id)? {
+            Some(row) => completed(db, row, true).map(Some),
             None => Ok(None),
         })?;
         found.ok_or_else(|| no_task(id))
     }
 
-    /// Claims the task `id`, or the one that came most often, for `agent`. The token that holds the claim, and the task.
+    /// Claims the task `id`, or the most urgent one, for `agent`. The token that holds the claim, and the task.
     ///
     /// # Errors
     /// Where there is none to claim, or the database refuses.
@@ -269,36 +317,41 @@ impl Queue {
         lease: Option<Duration>,
     ) -> Result<(String, TaskView), QueueError> {
         let wanted = id.map(number).transpose()?;
-        let agent = words(agent);
+        // A name stands outside of the fence: it is one word.
+        let agent = file_name(agent);
         let (token, until) = (token(), self.lease_until(lease));
         let boot = self.boot_id.clone();
+        let tries = lock(&self.settings).attempts;
         self.change("claim a task", |tx| {
             self.end_leases(tx)?;
             let id: Option<i64> = match wanted {
                 Some(number) => Some(number),
                 None => tx
-                    .query_row(
-                        "SELECT id FROM queue WHERE state IN ('open', 'reopened') ORDER BY count DESC, id LIMIT 1",
-                        [],
-                        |row| row.get(0),
-                    )
+                    .prepare_cached(
+                        "SELECT id FROM queue q WHERE state IN ('open', 'reopened') AND (?1 = 0 OR attempts < ?1)
+                           AND NOT EXISTS (SELECT 1 FROM queue_after a JOIN queue o ON o.id = a.on_task
+                                           WHERE a.task = q.id AND o.state NOT IN ('verified', 'cancelled'))
+                         ORDER BY priority, count DESC, id LIMIT 1",
+                    )?
+                    .query_row([tries], |row| row.get(0))
                     .optional()?,
             };
             let Some(id) = id else {
                 return Ok(Err(QueueError::NotThere("no task waits for anybody".to_owned())));
             };
-            let Some(row) = self.find(tx, id)? else { return Ok(Err(no_task(&format!("t-{id}")))) };
+            let Some(row) = rows::find(tx, id, &self.boot_id)? else { return Ok(Err(no_task(&format!("t-{id}")))) };
             if !matches!(row.view.state.as_str(), "open" | "reopened") {
                 let why = "only an open or a reopened one can be claimed";
                 return Ok(Err(QueueError::State { id, state: row.view.state, why }));
             }
-            tx.execute(
-                "UPDATE queue SET state = 'claimed', agent = ?2, token = ?3, lease_ns = ?4, boot = ?5 WHERE id = ?1",
-                params![id, agent, digest(&token), i64::try_from(until.0).unwrap_or(i64::MAX), boot],
-            )?;
+            tx.prepare_cached(
+                "UPDATE queue SET state = 'claimed', agent = ?2, token = ?3, lease_ns = ?4, boot = ?5,
+                     attempts = attempts + 1 WHERE id = ?1",
+            )?
+            .execute(params![id, agent, digest(&token), i64::try_from(until.0).unwrap_or(i64::MAX), boot])?;
             note(tx, id, "claimed", &format!("by {agent}, until {}", clock::rfc3339(until)))?;
-            let Some(row) = self.find(tx, id)? else { return Ok(Err(no_task(&format!("t-{id}")))) };
-            Ok(Ok((token.clone(), completed(tx, row)?)))
+            let Some(row) = rows::find(tx, id, &self.boot_id)? else { return Ok(Err(no_task(&format!("t-{id}")))) };
+            Ok(Ok((token.clone(), completed(tx, row, true)?)))
         })?
     }
 
@@ -309,12 +362,21 @@ impl Queue {
     pub fn update(&self, id: &str, change: Change, by: &str) -> Result<TaskView, QueueError> {
         let number = number(id)?;
         let now = clock::wall_ns();
+        let sinks = self.sinks();
         self.change("change a task", |tx| {
             self.end_leases(tx)?;
-            let Some(row) = self.find(tx, number)? else { return Ok(Err(no_task(id))) };
+            let Some(row) = rows::find(tx, number, &self.boot_id)? else { return Ok(Err(no_task(id))) };
             if let Err(refused) = allowed(&row, &change) {
                 return Ok(Err(refused));
             }
+            let holder = row.view.claim.as_ref().map_or("nobody", |claim| claim.agent.as_str());
+            let words_of = |tx: &Transaction<'_>, name: &str, text: &str| {
+                let said = item(name, Trust::Untrusted, &format!("agent {holder}"), &words(text));
+                rows::attach(tx, number, &said)
+            };
+            let announce = |tx: &Transaction<'_>, event: &str| {
+                outbox::announce(tx, &sinks, number, &row.view.trigger, event)
+            };
             match change {
                 Change::Heartbeat { lease, .. } => {
                     let until = self.lease_until(lease);
@@ -337,34 +399,39 @@ impl Queue {
                         let why = format!("{} bytes, and one attachment takes {MAX_TEXT}", text.len());
                         return Ok(Err(QueueError::TooMuch(why)));
                     }
-                    let name = words(&name);
-                    tx.execute(
-                        "INSERT INTO queue_attached (task, name, sha256, text) VALUES (?1, ?2, ?3, ?4)",
-                        params![number, name, hex(&Sha256::digest(&text)), text],
-                    )?;
-                    note(tx, number, "attached", &format!("{name}, {} bytes", text.len()))?;
+                    let mut kept = item(&name, Trust::Untrusted, &format!("agent {holder}"), "");
+                    let clean = redact(&text);
+                    kept.sha256 = hex(&Sha256::digest(&clean.text));
+                    (kept.bytes, kept.redacted) = (clean.text.len() as u64, clean.found);
+                    kept.text = clean.text;
+                    rows::attach(tx, number, &kept)?;
+                    note(tx, number, "attached", &format!("{}, {} bytes", kept.name, kept.bytes))?;
                 }
                 Change::Complete { summary, .. } => {
                     tx.execute(
                         "UPDATE queue SET state = 'submitted', token = NULL, lease_ns = NULL, submitted_ns = ?2 WHERE id = ?1",
                         params![number, now],
                     )?;
-                    note(tx, number, "submitted", &words(&summary))?;
+                    words_of(tx, "summary", &summary)?;
+                    note(tx, number, "submitted", &format!("by {holder}: see the evidence `summary`"))?;
+                    announce(tx, "submitted")?;
                 }
                 Change::Release { why, .. } => {
                     tx.execute(
                         "UPDATE queue SET state = 'open', agent = NULL, token = NULL, lease_ns = NULL WHERE id = ?1",
                         [number],
                     )?;
-                    note(tx, number, "released", &words(&why))?;
+                    words_of(tx, "released", &why)?;
+                    note(tx, number, "released", &format!("by {holder}: see the evidence `released`"))?;
                 }
                 Change::Reopen { why } => {
                     tx.execute(
-                        "UPDATE queue SET state = 'reopened', agent = NULL, token = NULL, lease_ns = NULL, submitted_ns = NULL
-                         WHERE id = ?1",
+                        "UPDATE queue SET state = 'reopened', agent = NULL, token = NULL, lease_ns = NULL, submitted_ns = NULL,
+                             attempts = 0 WHERE id = ?1",
                         [number],
                     )?;
                     note(tx, number, "reopened", &format!("by {by}: {}", words(&why)))?;
+                    announce(tx, "reopened")?;
                 }
                 Change::Cancel { why } => {
                     tx.execute(
@@ -373,153 +440,41 @@ impl Queue {
                         [number],
                     )?;
                     note(tx, number, "cancelled", &format!("by {by}: {}", words(&why)))?;
+                    announce(tx, "cancelled")?;
+                }
+                Change::After { on } => {
+                    let Some(on) = self::number(&on).ok().filter(|on| *on != number) else {
+                        return Ok(Err(QueueError::TooMuch("a task waits for another one".to_owned())));
+                    };
+                    if rows::find(tx, on, &self.boot_id)?.is_none() {
+                        return Ok(Err(no_task(&format!("t-{on}"))));
+                    }
+                    let circle: bool = tx.query_row(
+                        "WITH RECURSIVE below(id) AS (SELECT ?1 UNION
+                             SELECT on_task FROM queue_after JOIN below ON task = below.id)
+                         SELECT EXISTS (SELECT 1 FROM below WHERE id = ?2)",
+                        params![on, number],
+                        |row| row.get(0),
+                    )?;
+                    if circle {
+                        let why = format!("t-{on} waits for t-{number} already: neither would ever begin");
+                        return Ok(Err(QueueError::TooMuch(why)));
+                    }
+                    tx.execute(
+                        "INSERT OR IGNORE INTO queue_after (task, on_task) VALUES (?1, ?2)",
+                        params![number, on],
+                    )?;
+                    note(tx, number, "after", &format!("by {by}: waits for t-{on}"))?;
                 }
             }
-            let Some(row) = self.find(tx, number)? else { return Ok(Err(no_task(id))) };
-            Ok(Ok(completed(tx, row)?))
+            let Some(row) = rows::find(tx, number, &self.boot_id)? else { return Ok(Err(no_task(id))) };
+            Ok(Ok(completed(tx, row, true)?))
         })?
-    }
-
-    /// Looks at what was submitted, and at leases that are over. `newest` is the last firing of a trigger about a subject.
-    /// What became verified or was reopened, in words.
-    ///
-    /// # Errors
-    /// Where the database refuses.
-    pub fn judge(
-        &self,
-        started_ns: i64,
-        newest: impl Fn(&str, &str) -> Option<FiringView>,
-    ) -> Result<Vec<String>, QueueError> {
-        let settings = lock(&self.settings).clone();
-        let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
-        let submitted: Vec<Row> = self.read("list what was submitted", |db| {
-            let mut sql = db.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM queue WHERE state = 'submitted' ORDER BY id"
-            ))?;
-            sql.query_map([], |row| self.row(row))?.collect()
-        })?;
-        let now = clock::wall_ns();
-        let mut said = Vec::new();
-        for row in submitted {
-            let since = row.submitted_ns.unwrap_or(now);
-            let firing = newest(&row.view.trigger, &row.subject);
-            let verdict = match &firing {
-                Some(f) if row.firing.is_some_and(|known| f.id.0 > known) && began_ns(f) > since => {
-                    Some(("reopened", format!("the fault came back as {}", f.id)))
-                }
-                Some(f) if f.state == State::Holds => {
-                    (now.saturating_sub(since) > nanos(settings.patience.get())).then(|| {
-                        let patience = humantime::format_duration(settings.patience.get());
-                        ("reopened", format!("{} still holds, {patience} after it was submitted", f.id))
-                    })
-                }
-                // Nothing was judged yet since the agent runs: silence begins anew.
-                _ => {
-                    let clear = firing.as_ref().map_or(since, ended_ns).max(since).max(started_ns);
-                    (now.saturating_sub(clear) >= nanos(settings.soak.get())).then(|| {
-                        let soak = humantime::format_duration(settings.soak.get());
-                        ("verified", format!("{} stayed clear for {soak}", row.view.trigger))
-                    })
-                }
-            };
-            let Some((state, why)) = verdict else { continue };
-            let newer = firing.filter(|_| state == "reopened");
-            let evidence = newer.as_ref().map(|f| to_json(&evidence_of(f)));
-            let firing = newer.map(|f| f.id.0);
-            let done = self.change("judge a task", |tx| {
-                let changed = tx.execute(
-                    "UPDATE queue SET state = ?2, submitted_ns = NULL, evidence = COALESCE(?3, evidence),
-                         firing = COALESCE(?4, firing) WHERE id = ?1 AND state = 'submitted'",
-                    params![row.id, state, evidence, firing],
-                )?;
-                if changed > 0 {
-                    note(tx, row.id, state, &why)?;
-                }
-                Ok(changed > 0)
-            })?;
-            if done {
-                said.push(format!("t-{} is {state}: {why}", row.id));
-            }
-        }
-        self.change("end leases", |tx| self.end_leases(tx))?;
-        Ok(said)
-    }
-
-    /// Whether anything is claimed or submitted: else there is nothing to look after.
-    ///
-    /// # Errors
-    /// Where the database refuses.
-    pub fn is_under_way(&self) -> Result<bool, QueueError> {
-        self.read("count what is under way", |db| {
-            let sql = "SELECT EXISTS (SELECT 1 FROM queue WHERE state IN ('claimed', 'submitted'))";
-            db.query_row(sql, [], |row| row.get(0))
-        })
     }
 
     fn lease_until(&self, lease: Option<Duration>) -> Timestamp {
         let longest = Duration::from_secs(24 * 3600);
         clock::boottime().after(lease.unwrap_or_else(|| lock(&self.settings).lease.get()).min(longest))
-    }
-
-    /// Claims whose lease is over, or of an earlier boot, are open again.
-    fn end_leases(&self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
-        let now = i64::try_from(clock::boottime().0).unwrap_or(i64::MAX);
-        let over: Vec<(i64, Option<String>)> = tx
-            .prepare_cached(
-                "SELECT id, agent FROM queue WHERE state = 'claimed' AND (lease_ns IS NULL OR lease_ns <= ?1 OR boot IS NOT ?2)",
-            )?
-            .query_map(params![now, self.boot_id], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<rusqlite::Result<_>>()?;
-        for (id, agent) in over {
-            tx.execute(
-                "UPDATE queue SET state = 'open', agent = NULL, token = NULL, lease_ns = NULL WHERE id = ?1",
-                [id],
-            )?;
-            let agent = agent.unwrap_or_default();
-            note(tx, id, "lease over", &format!("{agent} said nothing any more"))?;
-        }
-        Ok(())
-    }
-
-    fn find(&self, db: &Connection, id: i64) -> rusqlite::Result<Option<Row>> {
-        db.prepare_cached(&format!("SELECT {COLUMNS} FROM queue WHERE id = ?1"))?
-            .query_row([id], |row| self.row(row))
-            .optional()
-    }
-
-    fn row(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-        let id: i64 = row.get(0)?;
-        let lease_ns: Option<u64> = row.get(7)?;
-        let (agent, boot): (Option<String>, Option<String>) = (row.get(6)?, row.get(11)?);
-        let here = boot.as_deref() == Some(self.boot_id.as_str());
-        let state: String = row.get(5)?;
-        let claim = agent.filter(|_| state == "claimed").map(|agent| ClaimView {
-            agent,
-            lease_until: lease_ns
-                .filter(|_| here)
-                .map(|ns| clock::rfc3339(Timestamp(ns)))
-                .unwrap_or_else(|| "over: the host was started again".to_owned()),
-        });
-        let evidence: String = row.get(8)?;
-        Ok(Row {
-            id,
-            token: row.get(10)?,
-            submitted_ns: row.get(12)?,
-            subject: row.get(13)?,
-            firing: row.get(14)?,
-            view: TaskView {
-                id: format!("t-{id}"),
-                fingerprint: row.get(1)?,
-                count: row.get(2)?,
-                title: row.get(3)?,
-                trigger: row.get(4)?,
-                state,
-                claim,
-                evidence: serde_json::from_str(&evidence).unwrap_or_default(),
-                acceptance: row.get(9)?,
-                history: Vec::new(),
-            },
-        })
     }
 
     fn read<T>(
@@ -566,73 +521,36 @@ fn allowed(row: &Row, change: &Change) -> Result<(), QueueError> {
             refuse("it waits for somebody or is worked on already")
         }
         Change::Cancel { .. } if state == "cancelled" => refuse("nobody works on it already"),
-        Change::Reopen { .. } | Change::Cancel { .. } => Ok(()),
+        Change::After { .. } if matches!(state, "verified" | "cancelled") => refuse("it is over"),
+        Change::Reopen { .. } | Change::Cancel { .. } | Change::After { .. } => Ok(()),
     }
 }
 
-/// The task with its history and what was attached.
-fn completed(db: &Connection, row: Row) -> rusqlite::Result<TaskView> {
-    let mut view = row.view;
-    let mut attached: Vec<EvidenceView> = db
-        .prepare_cached("SELECT name, sha256, text FROM queue_attached WHERE task = ?1 ORDER BY seq")?
-        .query_map([row.id], |row| {
-            let (name, sha256, text) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(EvidenceView { name, trust: "untrusted".to_owned(), sha256, text })
-        })?
-        .collect::<rusqlite::Result<_>>()?;
-    view.evidence.append(&mut attached);
-    view.history = db
-        .prepare_cached(
-            "SELECT seq, at, kind, text FROM queue_history WHERE task = ?1 ORDER BY seq DESC LIMIT ?2",
-        )?
-        .query_map(params![row.id, MAX_HISTORY], |row| {
-            Ok(JournalView { seq: row.get(0)?, at: row.get(1)?, kind: row.get(2)?, text: row.get(3)? })
-        })?
-        .collect::<rusqlite::Result<_>>()?;
-    view.history.reverse();
-    Ok(view)
-}
-
-fn note(db: &Connection, task: i64, kind: &str, text: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT INTO queue_history (task, at, kind, text) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![task, clock::wall_rfc3339(), kind, text])
-        .map(drop)
-}
-
-/// Facts of a firing. Names, paths and log lines can be written by others: data, never instructions.
-fn evidence_of(firing: &FiringView) -> Vec<EvidenceView> {
-    let item = |name: &str, trust: &str, text: String| EvidenceView {
-        name: name.to_owned(),
-        trust: trust.to_owned(),
-        sha256: hex(&Sha256::digest(&text)),
-        text,
+/// Why no new task is filed now, and the limit that says so.
+fn refusal(
+    tx: &Transaction<'_>,
+    trigger: &str,
+    now: i64,
+    settings: &config::Tasks,
+) -> rusqlite::Result<Option<(String, &'static str)>> {
+    let since = now.saturating_sub(86_400 * 1_000_000_000);
+    let count = |sql: &str| -> rusqlite::Result<u64> {
+        tx.prepare_cached(sql)?.query_row(params![since, trigger], |row| row.get(0))
     };
-    let mut out = vec![item(
-        "judgement",
-        "grace",
-        format!(
-            "measured: {}\nthreshold: {}\nbaseline: {}\nsince: {}\ncame back: {} times",
-            firing.measured, firing.threshold, firing.baseline, firing.since, firing.count
-        ),
-    )];
-    out.push(item("subject", "untrusted", to_json(&firing.subject)));
-    if let Some(writer) = &firing.writer {
-        out.push(item("writer", "untrusted", to_json(writer)));
+    let filed = count("SELECT count(*) FROM queue WHERE filed_ns > ?1 AND ?2 = ?2")?;
+    let most = settings.per_day;
+    if filed >= u64::from(most) {
+        let why = format!(
+            "{filed} tasks were filed within a day, and no more than {most} shall be ([tasks] per_day)"
+        );
+        return Ok(Some((why, "per_day")));
     }
-    if !firing.evidence.is_empty() {
-        out.push(item("output", "untrusted", firing.evidence.join("\n")));
-    }
-    out
-}
-
-/// When a firing began, in nanoseconds since the epoch.
-fn began_ns(firing: &FiringView) -> i64 {
-    clock::parse_rfc3339(&firing.at).unwrap_or(0)
-}
-
-/// When it was over.
-fn ended_ns(firing: &FiringView) -> i64 {
-    firing.cleared.as_deref().and_then(clock::parse_rfc3339).unwrap_or_else(|| began_ns(firing))
+    let filed = count("SELECT count(*) FROM queue WHERE filed_ns > ?1 AND trigger = ?2")?;
+    let most = settings.per_cause;
+    let why = format!(
+        "{filed} tasks were filed for {trigger} within a day, and no more than {most} shall be ([tasks] per_cause)"
+    );
+    Ok((filed >= u64::from(most)).then_some((why, "per_cause")))
 }
 
 fn number(id: &str) -> Result<i64, QueueError> {

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test target uses its part")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests")]
 
+pub mod mcp;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -8,6 +8,7 @@ mod build_ebpf;
 mod corpus;
 mod gpu_check;
 mod lint;
+mod mcp_python;
 mod places;
 mod process;
 mod run;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::build_ebpf::route::{self, Compiler};
 use crate::places::on_path;
-use crate::{places, process, vm};
+use crate::{mcp_python, places, process, vm};
 
 /// The bpf-linker that is built here.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
@@ -78,6 +78,9 @@ pub(crate) fn check(part: Part) -> Result<()> {
             by_hand(&packages)
         );
     }
+    if part == Part::Clients && !mcp_python::is_there() {
+        bail!("missing: the Python package mcp; `cargo xtask setup` gets it");
+    }
     if part == Part::Ebpf && !route::object_is_named() {
         let compiler = route::compiler().map_err(|reasons| anyhow::anyhow!(reasons.join("; ")))?;
         if let Err(why) = route::linker(compiler.llvm) {
@@ -105,6 +108,9 @@ pub(crate) fn ensure(part: Part) -> Result<()> {
         }
         install(&packages)?;
         before = packages;
+    }
+    if part == Part::Clients && !mcp_python::is_there() {
+        mcp_python::make()?;
     }
     if part == Part::Ebpf && !route::object_is_named() {
         let compiler = route::compiler().map_err(|reasons| anyhow::anyhow!(reasons.join("; ")))?;

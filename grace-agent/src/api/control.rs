@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 
 use super::gpu::{GpusView, PressureView};
 use super::store::{DiffView, StoreView, UndoView};
-use super::tasks::ClaimRequest;
+use super::tasks::{ClaimRequest, OutboxView, TasksQuery, UnfiledView};
 use super::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
     PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
@@ -100,8 +100,14 @@ pub trait Control: Send + Sync + 'static {
     fn resume(&self, scope: &Scope, peer: Peer) -> Result<(), ControlError>;
     /// What rests now.
     fn pauses(&self) -> Result<Vec<PauseView>, ControlError>;
-    /// Tasks, oldest first.
-    fn tasks(&self) -> Result<Vec<TaskView>, ControlError>;
+    /// Tasks, oldest first: a page of them.
+    fn tasks(&self, query: &TasksQuery) -> Result<Vec<TaskView>, ControlError>;
+    /// How many tasks were not filed because there were too many.
+    fn refused_tasks(&self) -> Result<Vec<UnfiledView>, ControlError>;
+    /// What is to be told to sinks, or was; `dead`: only what was given up.
+    fn outbox(&self, dead: bool) -> Result<Vec<OutboxView>, ControlError>;
+    /// Have it tried again now: one entry, or all that were given up or wait. How many there were.
+    fn retry_outbox(&self, seq: Option<i64>) -> Result<u64, ControlError>;
     /// One task.
     fn task(&self, id: &str) -> Result<TaskView, ControlError>;
     /// Claim a task.

@@ -3,10 +3,13 @@
 //! `view.rs` the documents · `control.rs` what can be asked · `server.rs` the listening side (`code.rs` its routes about code, `gpu.rs` about GPUs and pressure) · `client.rs` the
 //! asking side.
 
+pub mod brief;
 pub mod client;
 pub mod code;
 pub mod control;
 pub mod gpu;
+pub mod listen;
+pub mod mcp;
 pub mod server;
 pub mod store;
 pub mod tasks;

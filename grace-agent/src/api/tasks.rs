@@ -1,14 +1,16 @@
-//! The socket's routes about tasks: claim, heartbeat, attach, complete, release, reopen, cancel.
+//! The socket's routes about tasks: list, claim, heartbeat, attach, complete, release, reopen, cancel, and the outbox.
 
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Extension, Path as Segment, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Path as Segment, Query, State};
 use axum::routing::{get, post};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::control::Peer;
-use super::server::{Answer, Body, Shared, parse};
+use super::server::{Answer, Body, Failure, Shared, parse};
 use crate::tasks::Change;
 
 /// The routes.
@@ -16,11 +18,109 @@ pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/claim", post(claim))
+        .route("/v1/tasks/outbox", get(outbox))
+        .route("/v1/tasks/outbox/retry", post(retry))
+        .route("/v1/tasks/refused", get(refused))
         .route("/v1/tasks/{id}", get(task).post(change))
 }
 
-async fn tasks(State(shared): State<Shared>) -> Answer {
-    shared.ask(|control| control.tasks()).await
+/// Which tasks to list: a page of at most 200.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TasksQuery {
+    /// Only those in this state; `waiting`: open or reopened.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// Only those behind this one, such as `t-200`.
+    #[serde(default)]
+    pub after: Option<String>,
+    /// At most so many.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+/// `grace tasks outbox --json`: one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutboxView {
+    /// Its place.
+    pub seq: i64,
+    /// The sink's name.
+    pub sink: String,
+    /// The task.
+    pub task: String,
+    /// What happened to the task: `filed`, `raised`, `reopened`, `submitted`, `verified`, `cancelled`.
+    pub event: String,
+    /// When.
+    pub at: String,
+    /// `waiting`, `sent`, or `dead`: given up.
+    pub state: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// When it is tried again, where it waits for that.
+    pub next: Option<String>,
+    /// Why it was not taken the last time. Escaped text of the sink's.
+    pub why: String,
+    /// What the sink made of the task, such as the number of an issue.
+    pub external: Option<String>,
+}
+
+/// Tasks that were not filed: `grace tasks refused --json`, one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UnfiledView {
+    /// The trigger whose firings asked for them.
+    pub trigger: String,
+    /// The limit of `[tasks]` that was reached.
+    pub limit: String,
+    /// How many, in all.
+    pub count: u64,
+    /// When the last one was.
+    pub last: String,
+}
+
+async fn tasks(State(shared): State<Shared>, params: Result<Query<TasksQuery>, QueryRejection>) -> Answer {
+    let query = query(params)?;
+    shared.ask(move |control| control.tasks(&query)).await
+}
+
+async fn refused(State(shared): State<Shared>) -> Answer {
+    shared.ask(|control| control.refused_tasks()).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutboxParams {
+    #[serde(default)]
+    dead: bool,
+}
+
+async fn outbox(State(shared): State<Shared>, params: Result<Query<OutboxParams>, QueryRejection>) -> Answer {
+    let dead = query(params)?.dead;
+    shared.ask(move |control| control.outbox(dead)).await
+}
+
+/// The body of `POST /v1/tasks/outbox/retry`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Which entry; none: all that were given up or wait.
+    #[serde(default)]
+    pub seq: Option<i64>,
+}
+
+async fn retry(State(shared): State<Shared>, body: Body) -> Answer {
+    let request: RetryRequest = parse(body)?;
+    shared.ask(move |control| control.retry_outbox(request.seq)).await
+}
+
+fn query<T>(params: Result<Query<T>, QueryRejection>) -> Result<T, Failure> {
+    params.map(|Query(query)| query).map_err(|err| Failure(err.status(), err.body_text()))
+}
+
+/// The route of a task. Its number goes into a path, so nothing else may.
+#[must_use]
+pub fn route_of(id: &str) -> Option<String> {
+    let number = id.strip_prefix("t-").filter(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    number.map(|number| format!("/v1/tasks/t-{number}"))
 }
 
 async fn task(State(shared): State<Shared>, Segment(id): Segment<String>) -> Answer {
@@ -86,6 +186,11 @@ pub enum ChangeRequest {
         /// Why.
         why: String,
     },
+    /// Not before another one is over.
+    After {
+        /// The other task.
+        on: String,
+    },
     /// Not to be worked on.
     Cancel {
         /// Why.
@@ -103,6 +208,7 @@ impl From<ChangeRequest> for Change {
             ChangeRequest::Complete { token, summary } => Self::Complete { token, summary },
             ChangeRequest::Release { token, why } => Self::Release { token, why },
             ChangeRequest::Reopen { why } => Self::Reopen { why },
+            ChangeRequest::After { on } => Self::After { on },
             ChangeRequest::Cancel { why } => Self::Cancel { why },
         }
     }

@@ -670,6 +670,24 @@ pub struct TaskView {
     pub acceptance: String,
     /// What happened to it, in order.
     pub history: Vec<JournalView>,
+    /// 0 is handed out first, 3 last.
+    #[serde(default)]
+    pub priority: u8,
+    /// How often it was claimed.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Tasks that must be over before it is handed out.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// When the fault came first.
+    #[serde(default)]
+    pub first_seen: String,
+    /// When the fault came last.
+    #[serde(default)]
+    pub last_seen: String,
+    /// What somebody who works on it should read first, in Grace's words.
+    #[serde(default)]
+    pub brief: super::brief::Brief,
 }
 
 /// Who works on a task.
@@ -699,8 +717,26 @@ pub struct EvidenceView {
     pub trust: String,
     /// SHA-256 of `text`.
     pub sha256: String,
-    /// The content, capped.
+    /// The content: capped, without the secrets that were found in it. Empty in lists, where it is an attachment.
     pub text: String,
+    /// Where it comes from, in Grace's words.
+    #[serde(default)]
+    pub source: String,
+    /// The begin of the time that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The end of that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Its size in bytes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// True where it was longer and its middle was left out.
+    #[serde(default)]
+    pub truncated: bool,
+    /// How many secrets were taken out of it.
+    #[serde(default)]
+    pub redacted: u32,
 }
 
 /// `grace endpoint list --json`: one a line.

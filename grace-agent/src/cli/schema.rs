@@ -8,6 +8,7 @@ use super::show::{Out, escape};
 use super::{Answer, Global};
 use crate::api::gpu::{GpusView, PressureView};
 use crate::api::store::{DiffView, StoreView, UndoView};
+use crate::api::tasks::{OutboxView, UnfiledView};
 use crate::api::view::{
     ClaimedView, DependencyView, EndpointView, ExplainView, FiringView, GoodView, IncidentView, PathAnswer,
     PauseView, RecordsAnswer, RiskView, ScanView, SnapshotView, StatusView, TaskView, TriggerView,
@@ -25,8 +26,8 @@ pub struct Schema {
 
 const NAMES: &[&str] = &[
     "answer", "claimed", "config", "deps", "diff", "doctor", "endpoint", "explain", "firing", "good", "gpu",
-    "incident", "pause", "pressure", "records", "risk", "scan", "snapshot", "status", "store", "task",
-    "trigger", "undo", "verify",
+    "incident", "outbox", "pause", "pressure", "records", "refused", "risk", "scan", "snapshot", "status",
+    "store", "task", "trigger", "undo", "verify",
 ];
 
 impl Schema {
@@ -53,6 +54,8 @@ impl Schema {
             "incident" => schema_for!(IncidentView),
             "pause" => schema_for!(PauseView),
             "records" => schema_for!(RecordsAnswer),
+            "refused" => schema_for!(UnfiledView),
+            "outbox" => schema_for!(OutboxView),
             "scan" => schema_for!(ScanView),
             "snapshot" => schema_for!(SnapshotView),
             "status" => schema_for!(StatusView),

@@ -1,6 +1,5 @@
 //! What people see: lines, tables, the boot picture. All text from the host is escaped here, in one place.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, StdoutLock, Write};
 
@@ -12,6 +11,7 @@ use crate::api::view::{
     SyntaxView,
 };
 use crate::config::Mode;
+pub use crate::escape::{escape, escape_lines};
 use crate::firing::{Rung, RungState, State, Subject};
 
 /// stdout, buffered and locked; a closed one ends the program quietly.
@@ -33,6 +33,11 @@ impl Out {
     /// One line.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.to, "{text}").map_err(closed)
+    }
+
+    /// Text as it is, without a line break of its own.
+    pub fn text(&mut self, text: &str) -> Result<(), Failure> {
+        self.to.write_all(text.as_bytes()).map_err(closed)
     }
 
     /// One JSON object on one line.
@@ -74,43 +79,6 @@ pub fn complain(failure: &Failure) {
     };
     // Nobody reads it: then there is nobody to tell.
     let _ = writeln!(io::stderr(), "grace: {text}");
-}
-
-/// `text` without anything that a terminal acts on: control characters, escape sequences, and the Unicode characters
-/// that reorder or hide text become visible codes.
-#[must_use]
-pub fn escape(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(dangerous) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\t' => out.push_str("\\t"),
-            c if dangerous(c) => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    Cow::Owned(out)
-}
-
-/// The same, where line breaks are Grace's own.
-#[must_use]
-pub fn escape_lines(text: &str) -> String {
-    text.lines()
-        .map(|l| l.split('\t').map(escape).collect::<Vec<_>>().join("\t"))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-fn dangerous(c: char) -> bool {
-    c.is_control()
-        // Bidirectional overrides and isolates, invisible joiners, line separators, tags, the byte-order mark.
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{061c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// `text` in a colour (an SGR code), where colour is wanted.
@@ -656,6 +624,7 @@ fn scan_item(item: &ScanItem, color: bool, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::escape::dangerous;
 
     #[test]
     fn nothing_that_a_terminal_acts_on_gets_through() {

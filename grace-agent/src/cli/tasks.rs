@@ -1,6 +1,7 @@
 //! `grace tasks`: work for coding agents and people.
 
 mod mcp;
+mod outbox;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,9 @@ use clap::{Args, Subcommand};
 use super::ask::{Failure, with_agent};
 use super::show::{Out, escape, escape_lines, paint};
 use super::{Answer, Global};
-use crate::api::tasks::{ChangeRequest, ClaimRequest};
+use crate::api::tasks::{ChangeRequest, ClaimRequest, route_of};
 use crate::api::view::{ClaimedView, TaskView};
-use crate::tasks::MAX_TEXT;
+use crate::tasks::{MAX_TEXT, render};
 
 /// Arguments of `grace tasks`.
 #[derive(Debug, Args)]
@@ -95,6 +96,29 @@ enum Command {
         #[arg(long, value_name = "TEXT")]
         why: String,
     },
+    /// Have it wait until another task is over
+    After {
+        /// Its number
+        id: String,
+        /// The other one's number
+        #[arg(long, value_name = "ID")]
+        on: String,
+    },
+    /// Evidence of a task as files: list it, or print one item
+    Evidence {
+        /// Its number
+        id: String,
+        /// The item's number or name [default: all are listed]
+        item: Option<String>,
+    },
+    /// What is told to sinks: what waits, was sent, or was given up
+    Outbox(outbox::Outbox),
+    /// Tasks that were not filed because there were too many
+    Refused {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve the queue to coding agents over the Model Context Protocol on stdin and stdout
     Mcp,
     /// Say that nobody shall work on it
@@ -121,8 +145,11 @@ impl Tasks {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
         let change = match self.command {
             Command::List { json } => return list(global, json, out),
+            Command::Outbox(outbox) => return outbox.go(global, out),
+            Command::Refused { json } => return outbox::refused(global, json, out),
+            Command::Evidence { id, item } => return evidence(global, &id, item.as_deref(), out),
             Command::Mcp => {
-                with_agent(&global.socket, async |agent| mcp::Server::new(agent).serve().await)?;
+                with_agent(&global.socket, async |agent| mcp::serve(agent).await)?;
                 return Ok(0);
             }
             Command::Show { id, json } => {
@@ -160,6 +187,7 @@ impl Tasks {
             }
             Command::Release { held, why } => (held.id, ChangeRequest::Release { token: held.token, why }),
             Command::Reopen { id, why } => (id, ChangeRequest::Reopen { why }),
+            Command::After { id, on } => (id, ChangeRequest::After { on }),
             Command::Cancel { id, why } => (id, ChangeRequest::Cancel { why }),
         };
         let (id, request) = change;
@@ -173,13 +201,10 @@ impl Tasks {
     }
 }
 
-/// The route of a task. Its number goes into a path, so nothing else may.
+/// The route of a task.
 fn route(id: &str) -> Result<String, Failure> {
-    let number = id.strip_prefix("t-").filter(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
-    match number {
-        Some(_) => Ok(format!("/v1/tasks/{id}")),
-        None => Err(Failure::No(format!("no task `{}`: `grace tasks list` lists them", escape(id)))),
-    }
+    route_of(id)
+        .ok_or_else(|| Failure::No(format!("no task `{}`: `grace tasks list` lists them", escape(id))))
 }
 
 /// Text of a file or of stdin; what is no text is kept as far as it can be shown.
@@ -197,14 +222,21 @@ fn text_of(file: &Path) -> Result<String, Failure> {
 }
 
 fn list(global: &Global, json: bool, out: &mut Out) -> Answer {
-    let tasks: Vec<TaskView> = with_agent(&global.socket, async |agent| Ok(agent.get("/v1/tasks").await?))?;
-    if tasks.is_empty() && !json && !out.quiet {
-        out.line("no tasks")?;
-    }
-    for task in &tasks {
-        if json {
-            out.json(task)?;
-        } else {
+    let mut after = "t-0".to_owned();
+    let mut none = true;
+    // Page by page: there may be more of them than fit into an answer.
+    loop {
+        let page: Vec<TaskView> = with_agent(&global.socket, async |agent| {
+            Ok(agent.get(&format!("/v1/tasks?after={after}")).await?)
+        })?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.id);
+        none = false;
+        for task in &page {
+            if json {
+                out.json(task)?;
+                continue;
+            }
             let by = task.claim.as_ref().map(|c| format!(", {}", escape(&c.agent))).unwrap_or_default();
             out.line(&format!(
                 "{:<5} {:<9} {:<14} {} ({} times{by})",
@@ -212,24 +244,50 @@ fn list(global: &Global, json: bool, out: &mut Out) -> Answer {
             ))?;
         }
     }
+    if none && !json && !out.quiet {
+        out.line("no tasks")?;
+    }
     Ok(0)
 }
 
 fn show(task: &TaskView, out: &mut Out) -> Result<(), Failure> {
-    out.line(&format!("{} {}", paint(&task.id, "1", out.color), task.title))?;
-    out.line(&format!("  {:<11} {}, {} times, by {}", "state", task.state, task.count, task.trigger))?;
-    if let Some(claim) = &task.claim {
-        out.line(&format!("  {:<11} {} until {}", "claim", escape(&claim.agent), claim.lease_until))?;
-    }
-    out.line(&format!("  {:<11} {}", "done when", task.acceptance))?;
-    for item in &task.evidence {
-        out.line(&format!("  {:<11} {} ({})", "evidence", escape(&item.name), item.trust))?;
-        for line in escape_lines(&item.text).lines() {
-            out.line(&format!("  {:<11}   {line}", ""))?;
-        }
+    out.line(&format!("{} {}", paint(&task.id, "1", out.color), escape(&task.title)))?;
+    for line in render::terminal(task) {
+        out.line(&format!("  {line}"))?;
     }
     for record in &task.history {
-        out.line(&format!("  {:<11} {} {} {}", "history", record.at, record.kind, escape(&record.text)))?;
+        out.line(&format!("  history {} {} {}", record.at, record.kind, escape(&record.text)))?;
     }
     Ok(())
+}
+
+/// The items of a task, or the content of one as it is: for files and pipes, so a terminal gets it escaped.
+fn evidence(global: &Global, id: &str, item: Option<&str>, out: &mut Out) -> Answer {
+    let task: TaskView = with_agent(&global.socket, async |agent| Ok(agent.get(&route(id)?).await?))?;
+    let Some(wanted) = item else {
+        for (n, item) in task.evidence.iter().enumerate() {
+            out.line(&format!(
+                "{n:>3} {:<24} {:<9} {:>7} bytes {} {}",
+                escape(&item.name),
+                item.trust,
+                item.bytes,
+                item.sha256,
+                escape(&item.source)
+            ))?;
+        }
+        return Ok(0);
+    };
+    let place = wanted.parse::<usize>().ok();
+    let found = task
+        .evidence
+        .iter()
+        .enumerate()
+        .find(|(n, item)| place.map_or(item.name == wanted, |place| place == *n))
+        .ok_or_else(|| Failure::No(format!("{} has no evidence `{}`", task.id, escape(wanted))))?;
+    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        out.line(&escape_lines(&found.1.text))?;
+    } else {
+        out.text(&found.1.text)?;
+    }
+    Ok(0)
 }

@@ -159,7 +159,11 @@ mod tests {
         assert!(wanted.records.group.is_some());
         wanted.triggers.latency_spike.relearn_after = on.triggers.latency_spike.relearn_after;
         assert!(wanted.triggers.latency_spike.relearn_after.is_some());
+        wanted.http = on.http.clone();
+        assert!(wanted.http.listen.is_some() && wanted.http.token_file.is_some());
         let alone = Config {
+            check: vec![],
+            sink: vec![],
             process: vec![],
             hook: vec![],
             file: vec![],

@@ -425,6 +425,7 @@ impl Config {
         out.0.extend(self.snapshots.validate());
         out.0.extend(self.gpu.validate());
         self.validate_processes(&mut out);
+        self.validate_tasks(&mut out);
         out.0
     }
 

@@ -460,6 +460,15 @@ impl Process {
     }
 }
 
+/// What is wrong with a program that Grace runs under a name.
+pub(super) fn check_program(name: &str, command: &[String], env: &BTreeMap<String, String>) -> Vec<Invalid> {
+    let mut out = Wrongs::default();
+    check_name(&mut out, name, "check");
+    check_command(&mut out, command);
+    check_env(&mut out, env);
+    out.0
+}
+
 impl Hook {
     fn timeout() -> Span {
         Span::secs(30)

@@ -327,6 +327,11 @@ impl Code {
         Ok(view)
     }
 
+    /// The commits of a declared repo: the one that is checked out, and the known-good one.
+    pub(super) fn commits(&self, repo: &Path) -> Option<(Option<String>, Option<String>)> {
+        self.repos.commits(repo)
+    }
+
     /// Ends the sources' threads.
     pub(super) fn stop(&self) {
         self.endpoints.stop();

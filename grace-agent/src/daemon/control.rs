@@ -20,7 +20,7 @@ use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::gpu::{GpusView, PressureView};
 use crate::api::store::{DiffView, StoreView, UndoView};
-use crate::api::tasks::ClaimRequest;
+use crate::api::tasks::{ClaimRequest, OutboxView, TasksQuery, UnfiledView};
 use crate::api::view::{
     ClaimedView, ConfigView, CostView, DependencyView, DescendantView, EndpointView, ExplainView, FiringView,
     GoodView, Health, IncidentView, LatencyView, PathAnswer, PauseView, ProbeView, ProcessView,
@@ -588,8 +588,20 @@ impl Control for Agent {
         pauses::list(&self.executor)
     }
 
-    fn tasks(&self) -> Result<Vec<TaskView>, ControlError> {
-        self.executor.tasks.all().map_err(|err| Self::failed(&err))
+    fn tasks(&self, query: &TasksQuery) -> Result<Vec<TaskView>, ControlError> {
+        self.executor.tasks.list(query).map_err(refused)
+    }
+
+    fn refused_tasks(&self) -> Result<Vec<UnfiledView>, ControlError> {
+        self.executor.tasks.refused().map_err(refused)
+    }
+
+    fn outbox(&self, dead: bool) -> Result<Vec<OutboxView>, ControlError> {
+        self.executor.tasks.outbox(dead).map_err(refused)
+    }
+
+    fn retry_outbox(&self, seq: Option<i64>) -> Result<u64, ControlError> {
+        self.executor.tasks.retry(seq).map_err(refused)
     }
 
     fn task(&self, id: &str) -> Result<TaskView, ControlError> {

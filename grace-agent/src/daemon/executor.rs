@@ -9,6 +9,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::code::Code;
+use super::filing::Desk;
 use super::gate::Gate;
 use crate::action::{Action, Order, Outcome};
 use crate::actions::other_names::has_other_links;
@@ -65,6 +66,8 @@ pub(super) struct Executor {
     /// What a restore does to a file with other names.
     pub(super) hard_links: Mutex<HardLinks>,
     pub(super) tasks: Arc<Queue>,
+    /// What of the configuration tasks are filed by, and who is told of them.
+    pub(super) desk: Desk,
 }
 
 impl Executor {
@@ -114,7 +117,10 @@ impl Executor {
                     Some(id) => self.journal.firing(id).map_err(|err| chain(&err))?.map(|(view, _)| view),
                     None => None,
                 };
-                self.tasks.file(firing.as_ref(), title, acceptance).map_err(|err| chain(&err))
+                let context = firing.as_ref().map(|firing| self.context(firing)).unwrap_or_default();
+                let filed = self.tasks.file(firing.as_ref(), title, acceptance, &context);
+                self.desk.wake();
+                filed.map_err(|err| chain(&err))
             }
             Action::KeepShape { endpoint, answers, shape } => self.code.keep_shape(endpoint, *answers, shape),
         }

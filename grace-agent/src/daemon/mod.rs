@@ -9,6 +9,7 @@ mod boot_scan;
 mod code;
 mod control;
 mod executor;
+mod filing;
 mod gate;
 mod gauges;
 mod judge;
@@ -35,6 +36,7 @@ use crate::actions::own_cgroup::Cgroups;
 use crate::actions::restore_file;
 use crate::actions::shed_load;
 use crate::actions::start_process::Adopted;
+use crate::api::listen;
 use crate::api::server;
 use crate::api::view::{
     ConfigView, CostView, FiringView, Health, LatencyView, ProbeView, ScanView, SourceView,
@@ -54,6 +56,7 @@ use crate::journal::Journal;
 use crate::known::Known;
 use crate::prompt::prompt;
 use crate::recording::Recorder;
+use crate::sinks::{Sinks, Surroundings};
 use crate::snapshots::Store;
 use crate::sources::ebpf;
 use crate::sources::ebpf::reader::Reader;
@@ -74,6 +77,7 @@ use boot_scan::BootScan;
 use code::Code;
 use control::Agent;
 use executor::{Executor, lock};
+use filing::Desk;
 use gauges::Latest;
 use judge::Judge;
 use owning::{Owned, own_configured};
@@ -212,6 +216,15 @@ fn serve(
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
     let tasks = Arc::new(Queue::open(state.db()?, &boot_id, config.tasks.clone())?);
+    let around = host::describe();
+    let sinks = Arc::new(Sinks::new(Surroundings {
+        queue: Arc::clone(&tasks),
+        host: around.get("name").cloned().unwrap_or_default(),
+        cgroups: Cgroups::open(state.path()),
+        state: state.path().to_owned(),
+    }));
+    let desk = Desk::new(task_facts(&around, &boot_id), Arc::clone(&sinks));
+    let http = listen::bind(&config.http, state.path())?;
     let executor = Arc::new(Executor {
         store: Arc::clone(&store),
         journal: Arc::clone(&journal),
@@ -237,7 +250,9 @@ fn serve(
         folders: Mutex::new(folders.clone()),
         hard_links: Mutex::new(config.snapshots.hard_links),
         tasks,
+        desk,
     });
+    executor.desk.set(&config);
 
     let engine = Engine::new(&config);
     let duties = Arc::new(Mutex::new(engine.duties()));
@@ -315,11 +330,14 @@ fn serve(
         latency: Arc::clone(&latency),
         settings: Arc::clone(&probe_settings),
         stop: Arc::clone(&stop),
-        started_ns: clock::wall_ns(),
         scratch: state.path().to_owned(),
     };
     let upkeep_thread =
         std::thread::Builder::new().name("grace-upkeep".into()).spawn(move || upkeep.run())?;
+    let (filing, tasks_stop, started_ns) = (Arc::clone(&executor), Arc::clone(&stop), clock::wall_ns());
+    let tasks_thread = std::thread::Builder::new()
+        .name("grace-tasks".into())
+        .spawn(move || filing.look_after_tasks(started_ns, &tasks_stop))?;
     let scrub = Arc::new(Scrub::new(
         Arc::clone(&store),
         Arc::clone(&journal),
@@ -372,7 +390,20 @@ fn serve(
         });
     })?;
 
+    let (hang_up, hung_up) = tokio::sync::oneshot::channel::<()>();
+    let http = http.map(|listening| {
+        tracing::info!(address = %listening.address, "serves the Model Context Protocol at /mcp");
+        runtime.spawn(listen::serve(listening, options.socket.clone(), async move {
+            // Dropped or sent: both mean the end.
+            drop(hung_up.await);
+        }))
+    });
     let again = runtime.block_on(until_told(options, &agent, listener, &reloaded, scanned, &supervisor))?;
+    drop(hang_up);
+    if let Some(http) = http {
+        // It ends what is under way at once.
+        drop(runtime.block_on(http));
+    }
     supervisor.tell("STOPPING=1");
 
     // In the order of the flow: no new facts, then what was judged becomes durable.
@@ -398,6 +429,8 @@ fn serve(
         }
     }
     upkeep_thread.thread().unpark();
+    tasks_thread.thread().unpark();
+    sinks.stop();
     scanning.thread().unpark();
     scrub_thread.thread().unpark();
     // A stopped agent leaves nothing in the kernel. One that is stopped to be started again leaves its probes.
@@ -538,11 +571,28 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     *lock(&agent.probe_settings) = config.probes.clone();
     lock(&agent.quiet).clone_from(&config.policy.quiet);
     executor.tasks.set(config.tasks.clone());
+    executor.desk.set(&config);
     agent.journal.note("config", "reloaded".to_owned());
     *lock(&agent.config_view) = ConfigView { file, refused: None };
     *lock(reloaded) = Some(config.clone());
     *lock(&agent.config) = config;
     agent.admit_senders();
+}
+
+/// What a task says of the host.
+fn task_facts(host: &BTreeMap<String, String>, boot_id: &str) -> BTreeMap<String, String> {
+    let mut facts: BTreeMap<String, String> = ["name", "kernel", "os"]
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), host.get(key)?.clone())))
+        .collect();
+    facts.insert("boot".into(), boot_id.to_owned());
+    facts.insert("grace".into(), env!("CARGO_PKG_VERSION").to_owned());
+    // Numbers alone: which driver is loaded, where one is.
+    let driver = std::fs::read_to_string("/sys/module/nvidia/version").unwrap_or_default();
+    if !driver.trim().is_empty() {
+        facts.insert("driver".into(), driver.trim().to_owned());
+    }
+    facts
 }
 
 /// What processes that Grace starts find in their environment: where clients of Grace, and of systemd, report to.

@@ -17,7 +17,6 @@ use crate::api::view::{CostView, LatencyView};
 use crate::clock::{self, Stopwatch};
 use crate::config;
 use crate::endure;
-use crate::error_chain::chain;
 use crate::event::{Kind, Reading};
 use crate::host;
 use crate::sources::ebpf::latency::Governor;
@@ -46,8 +45,6 @@ const CALM_EVERY: u64 = 60;
 const QUIET_EVERY: u64 = 5;
 /// Seconds between what is told of the latency of processes' calls.
 const LATENCIES_EVERY: u64 = 10;
-/// Seconds between looks at tasks that somebody works on, or is done with.
-const TASKS_EVERY: u64 = 2;
 /// Seconds between looks at accept queues, and while one is half full.
 const LISTENERS_EVERY: u64 = 5;
 const LISTENERS_BUSY: u64 = 2;
@@ -78,8 +75,6 @@ pub(super) struct Upkeep {
     /// Why accept queues cannot be seen, shared with `status`.
     pub(super) blind: Arc<Mutex<Option<String>>>,
     pub(super) stop: Arc<AtomicBool>,
-    /// When the agent began, in nanoseconds since the epoch.
-    pub(super) started_ns: i64,
     /// A folder of the agent's own.
     pub(super) scratch: std::path::PathBuf,
 }
@@ -159,9 +154,6 @@ impl Upkeep {
                     self.executor.send(Kind::Pressure { readings });
                 }
             }
-            if second % TASKS_EVERY == 0 {
-                self.look_after_tasks();
-            }
             self.rounds.end(begun);
             if second % QUIET_EVERY == 0 {
                 let quiet = lock(&self.quiet).clone();
@@ -219,26 +211,6 @@ impl Upkeep {
             std::thread::park_timeout(TICK - on);
         } else {
             std::thread::park_timeout(TICK);
-        }
-    }
-
-    /// What was submitted is verified or reopened, and claims end, where there are any.
-    fn look_after_tasks(&self) {
-        let Executor { tasks, journal, .. } = &*self.executor;
-        let judged = match tasks.is_under_way() {
-            Ok(false) => return,
-            Ok(true) => tasks.judge(self.started_ns, |trigger, subject| {
-                journal
-                    .newest(trigger, subject)
-                    .inspect_err(|err| tracing::warn!(why = %chain(err), "a task is not judged"))
-                    .ok()
-                    .flatten()
-            }),
-            Err(err) => Err(err),
-        };
-        match judged {
-            Ok(said) => said.into_iter().for_each(|line| journal.note("task", line)),
-            Err(err) => tracing::warn!(why = %chain(&err), "tasks are not looked after"),
         }
     }
 

@@ -150,6 +150,12 @@ impl Repos {
         self.thread.unpark();
     }
 
+    /// The commit that was last seen checked out in the watched `repo`, and its known-good one.
+    #[must_use]
+    pub fn commits(&self, repo: &Path) -> Option<(Option<String>, Option<String>)> {
+        lock(&self.shared).repos.get(repo).map(|watched| (watched.head.clone(), watched.good.clone()))
+    }
+
     /// Asks for a whole look now.
     #[must_use]
     pub fn ask(&self) -> Asked {

@@ -20,6 +20,7 @@ mod start;
 mod stats;
 mod store;
 mod syscall;
+mod tasks;
 mod write;
 
 use std::fs;
@@ -79,6 +80,8 @@ enum Name {
     Scan,
     /// Snapshots and their verification; a thousand files changed at once
     Store,
+    /// How long claiming a task takes while 100,000 wait
+    Tasks,
 }
 
 /// What every benchmark needs to know.
@@ -128,6 +131,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Records => records::measure(&bench),
             Name::Scan => scan::measure(&bench),
             Name::Store => store::measure(&bench),
+            Name::Tasks => tasks::measure(&bench),
         };
         match table {
             Ok(mut table) => {
