@@ -20,6 +20,7 @@ mod start;
 mod stats;
 mod store;
 mod syscall;
+mod weights;
 mod write;
 
 use std::fs;
@@ -79,6 +80,8 @@ enum Name {
     Scan,
     /// Snapshots and their verification; a thousand files changed at once
     Store,
+    /// A page of a large file of weights is changed; hashing it; reading it while it is scrubbed
+    Weights,
 }
 
 /// What every benchmark needs to know.
@@ -128,6 +131,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Records => records::measure(&bench),
             Name::Scan => scan::measure(&bench),
             Name::Store => store::measure(&bench),
+            Name::Weights => weights::measure(&bench),
         };
         match table {
             Ok(mut table) => {
