@@ -5,9 +5,13 @@
 //! not answer its canary as it did. Remedy for weights: restore them; for worse answers of intact weights there is nothing
 //! to restore: a task.
 
+mod kept;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use kept::Kept;
 
 use super::{Spec, Trigger};
 use crate::action::Action;
@@ -29,7 +33,7 @@ pub static SPEC: Spec = Spec {
            in config_drift. Accuracy: the baseline is the median of \
            the last 20 values in which nothing was wrong, and it is learning until there are `samples` of them; fires \
            when a value is more than `accuracy_drop_percent` below and further than these values scatter, clears when \
-           one is back within half of that. Canary: fires when the answers are not the known-good ones, clears when they \
+           one is back within half of that; the baseline outlives the agent. Canary: fires when the answers are not the known-good ones, clears when they \
            are again. Whether the weights are intact is said with both.",
     subjects: "weights files and models",
     remedy: "restore the weights → task; accuracy with intact weights: task",
@@ -225,8 +229,22 @@ impl Trigger for ModelIntegrity {
         self.files.len() + self.models.len()
     }
 
+    fn learned(&self) -> Option<serde_json::Value> {
+        Kept::of(&self.models)
+    }
+
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
         match &event.kind {
+            Kind::Learned { trigger, state } if trigger == SPEC.name => {
+                for (name, values) in Kept::read(state) {
+                    let room = self.models.len() < MODELS_MAX || self.models.contains_key(&name);
+                    // What came since this agent runs is newer.
+                    if room && self.models.get(&name).is_none_or(|model| model.healthy.is_empty()) {
+                        self.models.entry(name).or_default().healthy = values.into();
+                    }
+                }
+                Vec::new()
+            }
             Kind::Accuracy { model, value } => self.accuracy(model, *value, event.at),
             Kind::CanarySeen { model, same, said } => self.canary(model, *same, said, event.at),
             Kind::ModelDeclared { name, files, lower_is_better } => {
@@ -302,6 +320,34 @@ mod tests {
         }
         assert_eq!(say(&mut noisy, 0.5), [], "as far as its values scatter");
         assert!(matches!(say(&mut noisy, 0.1)[..], [Verdict::Holds(_)]));
+    }
+
+    #[test]
+    fn the_baseline_outlives_the_agent() {
+        let mut before = learnt();
+        assert!(matches!(say(&mut before, 0.5)[..], [Verdict::Holds(_)]), "what is wrong is not kept");
+        let state = before.learned().unwrap();
+        let after = |state: &serde_json::Value| {
+            let mut t = ModelIntegrity::new(config::ModelIntegrity::default());
+            let kind = Kind::Learned { trigger: SPEC.name.into(), state: state.clone() };
+            assert_eq!(t.on_event(&Event { at: Timestamp(1), kind }), []);
+            t
+        };
+        assert!(
+            matches!(&say(&mut after(&state), 0.5)[..], [Verdict::Holds(f)] if f.baseline.starts_with("0.85 (median of 3"))
+        );
+        assert_eq!(say(&mut after(&state), 0.84), []);
+        for (at, wrong) in [
+            ("/version", serde_json::json!(2)),
+            ("/accuracy/m/1", serde_json::json!(-1)),
+            ("/accuracy/m", serde_json::json!(vec![0.5; 21])),
+            ("/accuracy/m/0", serde_json::json!("1")),
+        ] {
+            let mut state = state.clone();
+            *state.pointer_mut(at).unwrap() = wrong;
+            assert_eq!(say(&mut after(&state), 0.5), [], "{at}");
+        }
+        assert!(ModelIntegrity::new(config::ModelIntegrity::default()).learned().is_none());
     }
 
     #[test]
