@@ -41,7 +41,12 @@ fn flip(path: &Path, at: u64) {
 fn mended(agent: &Agent, path: &Path, state: &str) -> Value {
     let name = path.to_str().unwrap().to_owned();
     agent.wait_firing(&format!("{name} {state}"), move |f| {
-        f["trigger"] == "model_integrity" && f["subject"]["name"] == name.as_str() && f["state"] == state
+        // That the file is right may be seen before the repair has said what it did.
+        let running = f["remedy"].as_array().unwrap().iter().any(|rung| rung["state"] == "running");
+        f["trigger"] == "model_integrity"
+            && f["subject"]["name"] == name.as_str()
+            && f["state"] == state
+            && (!running || state != "cleared")
     })
 }
 
@@ -132,8 +137,9 @@ fn without_a_copy_it_is_mended_from_a_replica_and_not_from_a_wrong_one() {
     fs::write(agent.path("hub/blobs").join(&digest), &good).unwrap();
     flip(&path, (3 << 20) + 9);
     wait_until("mended from the hub", || fs::read(&path).unwrap() == good);
-    let fired = mended(&agent, &path, "cleared");
-    assert!(fired["remedy"].to_string().contains("hub/blobs"), "{fired:#}");
+    agent.wait_firing("cleared, from the hub", |f| {
+        f["state"] == "cleared" && f["remedy"].to_string().contains("hub/blobs")
+    });
 
     // Another chunk: the replica comes first.
     flip(&path, 6 << 20);
@@ -289,23 +295,26 @@ fn files_of_the_real_libraries_are_read_and_mended_wherever_they_are_hit() {
     }
 }
 
+/// A process of a test; dropped, it ends.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// A server that has the model mapped.
 struct Server {
-    child: Child,
+    child: Started,
     answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Server {
     fn ask(&mut self) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+        writeln!(self.child.0.stdin.as_mut().unwrap()).unwrap();
         self.answers.next().unwrap().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 
@@ -326,7 +335,7 @@ fn a_server_that_has_the_model_mapped_answers_wrong_and_then_right_again() {
         .spawn()
         .unwrap();
     let answers = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut server = Server { child, answers };
+    let mut server = Server { child: Started(child), answers };
     let good = server.ask();
     assert_eq!(server.ask(), good);
     let middle = {
@@ -344,7 +353,274 @@ fn a_server_that_has_the_model_mapped_answers_wrong_and_then_right_again() {
     flip(&path, middle / 4 * 4 + 3);
     let fired = mended(&agent, &path, "cleared");
     let done = text(&fired["remedy"][0]["why"]);
-    assert!(done.contains(&format!("pid {}", server.child.id())), "who has it mapped is told: {done}");
+    assert!(done.contains(&format!("pid {}", server.child.0.id())), "who has it mapped is told: {done}");
     assert!(text(&fired["summary"]).contains("`model.layers.3.mlp.weight`"), "{fired:#}");
     assert_eq!(server.ask(), good, "the same process, without a restart");
+}
+
+#[test]
+fn what_a_models_accuracy_was_is_known_after_a_restart() {
+    let mut agent = Agent::start("");
+    // One value a second is judged of each model: each is waited for.
+    for (n, value) in ["0.84", "0.85", "0.86"].into_iter().enumerate() {
+        agent.ok(&["accuracy", "m", value]);
+        let heard = || {
+            let files = agent.path("state/events").read_dir().unwrap();
+            let count = |file: PathBuf| {
+                fs::read_to_string(file).unwrap_or_default().matches(r#""event":"accuracy""#).count()
+            };
+            files.map(|entry| count(entry.unwrap().path())).sum::<usize>()
+        };
+        wait_until("the value is judged", || heard() > n);
+    }
+    agent.stop();
+    agent.run();
+    agent.ok(&["accuracy", "m", "0.5"]);
+    let fired = agent.wait_firing("a fall", |f| f["subject"]["name"] == "m" && f["state"] == "holds");
+    assert!(text(&fired["summary"]).contains("fell by 41.2 %"), "{fired:#}");
+}
+
+#[test]
+fn what_is_replaced_is_told_to_who_has_it_mapped_and_processes_are_restarted() {
+    let mut agent = Agent::start("");
+    let path = agent.path("etc/m.safetensors");
+    let good = safetensors(&path, 5);
+    agent.stop();
+    let mapper = script("mapper.py");
+    let (server, other) = (agent.path("server"), agent.path("other"));
+    agent.config(&format!(
+        "[[model]]\nname = \"m\"\npath = \"$DIR/etc/*.safetensors\"\ncopy = \"always\"\nrepair = \"replace\"\n\
+         restart = [\"server\"]\nsignal = \"HUP\"\n\
+         [[process]]\nname = \"server\"\ncommand = [\"/usr/bin/python3\", {:?}, {path:?}, {server:?}]\n",
+        mapper
+    ));
+    agent.run();
+    let child = Started(Command::new("/usr/bin/python3").arg(&mapper).args([&path, &other]).spawn().unwrap());
+    let lines = |of: &Path| -> Vec<Vec<String>> {
+        let text = fs::read_to_string(of).unwrap_or_default();
+        text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+    };
+    wait_until("both have it mapped", || lines(&server).len() == 1 && lines(&other).len() == 1);
+    wait_until("owned", || agent.lines(&["snapshots", "--json"]).len() == 1);
+    flip(&path, 3 << 20);
+    let fired = mended(&agent, &path, "cleared");
+    assert!(fs::read(&path).unwrap() == good, "not what it was");
+    let inode = path.metadata().unwrap().ino().to_string();
+    wait_until("the other one was told", || lines(&other).len() == 2);
+    wait_until("the server was restarted", || {
+        lines(&server).last().is_some_and(|l| l[0] != lines(&server)[0][0])
+    });
+    let done = text(&fired["remedy"][0]["why"]);
+    assert!(done.contains("replaced from the store's copy") && done.contains("server restarted"), "{done}");
+    assert!(done.contains(&format!("pid {} got its signal", child.0.id())), "{done}");
+    // The same process, another file, the same content as at first.
+    let (before, after) = (&lines(&other)[0], &lines(&other)[1]);
+    assert_eq!((&before[0], &before[2]), (&after[0], &after[2]), "{before:?} {after:?}");
+    assert!(before[1] != inode && after[1] == inode, "{before:?} {after:?}");
+    assert_eq!(lines(&server).last().unwrap()[1], inode);
+}
+
+#[test]
+fn files_that_are_no_models_are_told_and_kept_all_the_same() {
+    let agent = Agent::start("[triggers.model_integrity]\nconflict_count = 100\n");
+    let back = |path: &Path, good: &[u8], what: &str| {
+        wait_until(what, || fs::read(path).is_ok_and(|now| now == good));
+        mended(&agent, path, "cleared");
+    };
+    // A header that points past the end.
+    let lying = agent.path("etc/lying.safetensors");
+    let mut good = (1_u64 << 40).to_le_bytes().to_vec();
+    good.extend(vec![b'{'; 5 << 20]);
+    fs::write(&lying, &good).unwrap();
+    let said = agent.ok(&["snapshot", lying.to_str().unwrap()]);
+    assert!(said.contains("MALFORMED: `claims a header of 1099511627776 bytes"), "{said}");
+    flip(&lying, 4_500_000);
+    back(&lying, &good, "of a lying header");
+    // Nothing at all.
+    let empty = agent.path("etc/empty.gguf");
+    fs::write(&empty, "").unwrap();
+    let said = agent.ok(&["snapshot", empty.to_str().unwrap()]);
+    assert!(said.contains("MALFORMED") && said.contains("0 chunks"), "{said}");
+    fs::write(&empty, "GGUF").unwrap();
+    back(&empty, b"", "without a byte");
+    // One that has grown, and one of which nothing is left.
+    let path = agent.path("etc/m.safetensors");
+    let good = safetensors(&path, 6);
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(&[1; 100_000]).unwrap();
+    drop(file);
+    back(&path, &good, "has grown");
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    back(&path, &good, "has no byte left");
+    let all = agent.firings();
+    let summaries: Vec<&str> = all.iter().map(|f| text(&f["summary"])).collect();
+    let size = good.len();
+    for wanted in
+        [format!("{} bytes instead of {size}", size + 100_000), format!("0 bytes instead of {size}")]
+    {
+        assert!(summaries.iter().any(|s| s.contains(&wanted)), "{wanted}: {summaries:?}");
+    }
+}
+
+#[test]
+fn a_file_that_goes_or_changes_while_it_is_hashed_is_no_version() {
+    let agent = Agent::start("");
+    let path = agent.path("etc/m.safetensors");
+    let name = path.to_str().unwrap();
+    for round in 0..4 {
+        // Large enough that the change comes in between, or it is a version of one of the two states.
+        safetensors(&path, 24);
+        let mut child = Command::new(harness::GRACE)
+            .arg("--socket")
+            .arg(agent.socket())
+            .args(["snapshot", name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let hashing =
+            || text(&agent.json(&["status", "--json"])["sources"].to_string().into()).contains("hashing: ");
+        wait_until("hashing", || hashing() || child.try_wait().unwrap().is_some());
+        if round % 2 == 0 {
+            fs::remove_file(&path).unwrap();
+        } else {
+            File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+        }
+        let out = child.wait_with_output().unwrap();
+        let why = String::from_utf8_lossy(&out.stderr).into_owned();
+        if out.status.success() {
+            // It was quicker: what changed then is a damage, and comes back.
+            mended(&agent, &path, "cleared");
+            agent.ok(&["forget", name]);
+        } else {
+            assert!(
+                why.contains("changes while it is read")
+                    || why.contains("not there")
+                    || why.contains("shorter"),
+                "{why}"
+            );
+            assert!(agent.lines(&["snapshots", "--json"]).is_empty(), "a version of what nobody saw whole");
+        }
+        let _ = fs::remove_file(&path);
+    }
+    agent.ok(&["status"]);
+}
+
+/// What is mounted for a test; dropped, it is not any more.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(at: PathBuf, args: &[&str]) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let done = Command::new("mount").args(args).arg(&at).output();
+        done.is_ok_and(|out| out.status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
+    }
+}
+
+#[test]
+fn a_write_past_the_file_system_is_found_by_the_scrub() {
+    const TEST: &str = "a_write_past_the_file_system_is_found_by_the_scrub";
+    let mut agent = Agent::start("");
+    let image = agent.path("image");
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).output();
+    if !made.is_ok_and(|out| out.status.success()) {
+        return skip(TEST, "no mkfs.ext4");
+    }
+    let Some(mounted) = Mounted::new(agent.path("disk"), &["-o", "loop", image.to_str().unwrap()]) else {
+        return skip(TEST, "a file cannot be mounted: needs root and a loop device");
+    };
+    let path = mounted.0.join("m.safetensors");
+    let mut good = safetensors(&path, 9);
+    // To be found on the disk by.
+    let mark = b"<<a mark of this test, nowhere else>>";
+    let at = 6_000_000;
+    good[at..at + mark.len()].copy_from_slice(mark);
+    fs::write(&path, &good).unwrap();
+    agent.stop();
+    // Only the scrub looks again in this time.
+    agent.config("[weights]\nscrub_mib_s = 500\n[triggers.config_drift]\nsweep = \"1h\"\n");
+    agent.run();
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    let file = File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    let rounds = || {
+        let status = agent.json(&["status", "--json"]);
+        let sources = status["sources"].as_array().unwrap().clone();
+        let scrub = sources.iter().find(|s| s["name"] == "scrub").map(|s| s["detail"].to_string()).unwrap();
+        scrub
+            .split(" rounds")
+            .next()
+            .and_then(|s| s.rsplit(' ').next())
+            .and_then(|n| n.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    wait_until("a round of the scrub", || rounds() > 0);
+    assert!(agent.firings().is_empty(), "{:#?}", agent.firings());
+    let disk = fs::read(&image).unwrap();
+    let on_disk = disk.windows(mark.len()).position(|w| w == mark).unwrap();
+    drop(disk);
+    File::options().write(true).open(&image).unwrap().write_all_at(b"rot!", on_disk as u64).unwrap();
+    // The page cache forgets the file: what is read then comes from the disk.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut now = vec![0; mark.len()];
+    file.read_exact_at(&mut now, at as u64).unwrap();
+    let seen = now == *b"rot!mark of this test, nowhere else>>" || now.starts_with(b"rot!") || now == *mark;
+    assert!(seen, "{}", String::from_utf8_lossy(&now));
+    let fired = mended(&agent, &path, "cleared");
+    assert!(text(&fired["summary"]).contains("1 of 3 chunks"), "{fired:#}");
+    assert!(fired["writer"].is_null(), "nobody was seen: {fired:#}");
+    assert!(fs::read(&path).unwrap() == good, "not what it was");
+    agent.stop();
+    drop((file, mounted));
+}
+
+#[test]
+fn weights_in_memory_are_mended() {
+    const TEST: &str = "weights_in_memory_are_mended";
+    let agent = Agent::start("");
+    let Some(mounted) = Mounted::new(agent.path("memory"), &["-t", "tmpfs", "grace-test"]) else {
+        return skip(TEST, "no tmpfs can be mounted: needs root");
+    };
+    let path = mounted.0.join("m.safetensors");
+    let good = safetensors(&path, 9);
+    agent.ok(&["snapshot", path.to_str().unwrap()]);
+    flip(&path, 5 << 20);
+    let fired = mended(&agent, &path, "cleared");
+    assert!(text(&fired["summary"]).contains("1 of 3 chunks"), "{fired:#}");
+    assert!(fs::read(&path).unwrap() == good, "not what it was");
+}
+
+#[test]
+fn files_that_torch_writes_are_read_and_mended() {
+    const TEST: &str = "files_that_torch_writes_are_read_and_mended";
+    let agent = Agent::start("[triggers.model_integrity]\nconflict_count = 100\n");
+    let out = Command::new("/usr/bin/python3").arg(script("make_torch.py")).arg(agent.path("etc")).output();
+    if !out.as_ref().is_ok_and(|out| out.status.success()) {
+        return skip(TEST, "no torch: Debian's python3-torch");
+    }
+    for (name, found) in
+        [("m.pt", "PyTorch zip"), ("script.pt", "PyTorch zip"), ("old.pth", "unknown format")]
+    {
+        let path = agent.path("etc").join(name);
+        let said = agent.ok(&["snapshot", path.to_str().unwrap()]);
+        assert!(said.contains(found) && !said.contains("MALFORMED"), "{name}: {said}");
+        let good = fs::read(&path).unwrap();
+        let end = good.len() as u64;
+        for at in [3, 60, end / 2, end - 30] {
+            flip(&path, at);
+            wait_until("mended", || fs::read(&path).unwrap() == good);
+        }
+        let fired = mended(&agent, &path, "cleared");
+        let about = |f: &&Value| f["subject"] == fired["subject"];
+        let told = agent.firings().iter().filter(about).any(|f| f["summary"].to_string().contains("/data/"));
+        assert!(told || found == "unknown format", "{name}: {:#?}", agent.firings());
+    }
 }
