@@ -42,7 +42,7 @@ fn state() -> impl Strategy<Value = FileState> {
         Just(FileState::Unreadable { why: "permission denied".into() }),
         id.clone().prop_map(|id| FileState::NotRegular { what: "symlink".into(), id }),
         (id, prop_oneof![Just("good"), Just("bad"), Just("worse")], 3..6u64).prop_map(|(id, d, size)| {
-            FileState::Regular { id, meta: meta(size), digest: Some(Digest(d.into())) }
+            FileState::Regular { id, meta: meta(size), digest: Some(Digest(d.into())), hurt: None }
         }),
     ]
 }

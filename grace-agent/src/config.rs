@@ -20,6 +20,7 @@ mod load;
 mod process;
 mod snapshots;
 mod tasks;
+mod weights;
 
 pub use code::{
     CodeDiff, DependencyRegression, Endpoint, Environment, PredictedFailure, Repo, TelemetryDrift,
@@ -29,6 +30,7 @@ pub use load::{ConfigError, DEFAULT_FILE, Invalid, Problem, Step, quiet_time};
 pub use process::{Condition, Hook, Limit, Match, Process, Ready, signal_number};
 pub use snapshots::{HardLinks, Snapshots};
 pub use tasks::{Check, Http, Sink, SinkKind, Tasks};
+pub use weights::{Canary, Model, Notify, Repair, Weights};
 
 /// Whether Grace may change the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -57,6 +59,8 @@ pub struct Config {
     pub snapshots: Snapshots,
     /// Models whose weights Grace keeps.
     pub model: Vec<Model>,
+    /// What is done with all weights.
+    pub weights: Weights,
     /// Limits over everything that Grace does.
     pub policy: Policy,
     /// Settings of single triggers.
@@ -121,19 +125,6 @@ impl File {
     fn max_files() -> u32 {
         1_000
     }
-}
-
-/// A model whose weights Grace keeps. Their known-good copy lies in the state folder: it takes as much room again where the
-/// file system cannot share it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Name, unique, as applications report its accuracy.
-    #[schemars(example = &"grace_reasoning")]
-    pub name: String,
-    /// Absolute path of its weights; `*` for several files.
-    #[schemars(example = &"/models/llm/*.safetensors")]
-    pub path: String,
 }
 
 /// Limits over everything that Grace does.

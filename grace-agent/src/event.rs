@@ -210,6 +210,9 @@ pub enum Kind {
         name: String,
         /// Its weights.
         files: Vec<PathBuf>,
+        /// What is reported as its accuracy is an error or a loss.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        lower_is_better: bool,
     },
     /// Load of a declared process was taken off the host.
     LoadShed {
@@ -511,6 +514,15 @@ pub enum Kind {
         name: String,
         /// In all.
         to: u32,
+    },
+    /// A model was asked what it had been asked before (`canary` of a `[[model]]`).
+    CanarySeen {
+        /// Its name.
+        model: String,
+        /// It answers as it did.
+        same: bool,
+        /// How its answers differ, or why there are none. Hostile text, escaped and capped.
+        said: String,
     },
     /// A pause ends early.
     Unpaused {

@@ -55,8 +55,11 @@ pub enum FileState {
         id: FileId,
         /// Owner, mode, size, extended attributes.
         meta: Meta,
-        /// Content; absent where the size alone told that it differs.
+        /// Content; absent where the size alone, or a part of it, told that it differs.
         digest: Option<Digest>,
+        /// Of weights: which parts differ, where only parts were compared.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hurt: Option<Box<Hurt>>,
     },
     /// It could not be looked at: never a drift, always said.
     Unreadable {
@@ -83,6 +86,59 @@ impl FileState {
             _ => None,
         }
     }
+}
+
+/// Which parts of a file of weights are not what they should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hurt {
+    /// The chunks that differ, from 0; capped.
+    pub chunks: Vec<u64>,
+    /// How many differ.
+    pub count: u64,
+    /// How many chunks the file has.
+    pub of: u64,
+    /// Tensors that they touch, `the header`, `padding`: names quoted, escaped, capped.
+    pub touched: Vec<String>,
+    /// Layers that they touch, the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
+    /// Why the header cannot be read any more, where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub malformed: Option<String>,
+    /// True: every chunk was compared. False: those in doubt, and more may differ.
+    pub complete: bool,
+}
+
+impl Hurt {
+    /// In one phrase.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let least = if self.complete { "" } else { "at least " };
+        let mut out = format!("content: {least}{} of {} chunks", self.count, self.of);
+        if !self.touched.is_empty() {
+            out.push_str(&format!(", in {}", self.touched.join(", ")));
+        }
+        if !self.layers.is_empty() {
+            out.push_str(&format!(" (layers {})", self.layers.join(", ")));
+        }
+        if let Some(why) = &self.malformed {
+            out.push_str(&format!("; its header is malformed: {why}"));
+        }
+        out
+    }
+}
+
+/// Whether a copy of weights is kept beside their digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepCopy {
+    /// One that shares the file's blocks; else a real one where it is small for the disk; else none.
+    #[default]
+    Auto,
+    /// One in any case.
+    Always,
+    /// None: digests only, and repairs from a replica.
+    Never,
 }
 
 /// What `chmod`, `chown` and `setfattr` change, and the size.
@@ -155,9 +211,11 @@ impl KnownGood {
             FileState::Missing => vec!["missing".into()],
             FileState::NotRegular { what, .. } => vec![format!("type: {what} instead of a regular file")],
             FileState::Unreadable { .. } => Vec::new(),
-            FileState::Regular { meta, digest, .. } => {
+            FileState::Regular { meta, digest, hurt, .. } => {
                 let mut out = Vec::new();
-                if meta.size != self.meta.size {
+                if let Some(hurt) = hurt {
+                    out.push(hurt.in_words());
+                } else if meta.size != self.meta.size {
                     out.push(format!("content: {} bytes instead of {}", meta.size, self.meta.size));
                 } else if digest.as_ref().is_some_and(|d| *d != self.digest) {
                     out.push("content".into());

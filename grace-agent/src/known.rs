@@ -16,6 +16,9 @@ pub const PACKAGES: &str = "packages";
 /// Known-good commits, by the repo's folder.
 pub const COMMITS: &str = "commits";
 
+/// Known-good answers of canaries, by model.
+pub const CANARIES: &str = "canaries";
+
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS known (
     kind TEXT NOT NULL,

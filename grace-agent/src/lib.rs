@@ -43,3 +43,4 @@ pub mod syntax;
 pub mod syntax_rule;
 pub mod tasks;
 pub mod triggers;
+pub mod weights;

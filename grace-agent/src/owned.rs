@@ -96,6 +96,8 @@ impl OwnedFiles {
                     && let Some(change) = owned.last.clone()
                 {
                     owned.restores.push_back((now, change));
+                    // What is seen next is judged also where it is the same again: then it was changed anew.
+                    owned.seen = None;
                 }
                 Vec::new()
             }

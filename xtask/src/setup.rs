@@ -38,10 +38,12 @@ pub(crate) enum Part {
     Guests,
     /// To run applications as they would.
     Clients,
+    /// To write weights with the libraries that people use.
+    Weights,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Agent, Self::Ebpf, Self::Guests, Self::Clients];
+    const ALL: [Self; 5] = [Self::Agent, Self::Ebpf, Self::Guests, Self::Clients, Self::Weights];
 
     fn purpose(self) -> &'static str {
         match self {
@@ -49,6 +51,7 @@ impl Part {
             Self::Ebpf => "to build the eBPF object",
             Self::Guests => "to test in other kernels",
             Self::Clients => "to test clients and services",
+            Self::Weights => "to test with real weights",
         }
     }
 }
@@ -81,6 +84,9 @@ pub(crate) fn check(part: Part) -> Result<()> {
     if part == Part::Clients && !mcp_python::is_there() {
         bail!("missing: the Python package mcp; `cargo xtask setup` gets it");
     }
+    if part == Part::Weights && !weights_python() {
+        bail!("missing: {}; `cargo xtask setup` gets them", WEIGHTS_PACKAGES.join(" "));
+    }
     if part == Part::Ebpf && !route::object_is_named() {
         let compiler = route::compiler().map_err(|reasons| anyhow::anyhow!(reasons.join("; ")))?;
         if let Err(why) = route::linker(compiler.llvm) {
@@ -112,6 +118,9 @@ pub(crate) fn ensure(part: Part) -> Result<()> {
     if part == Part::Clients && !mcp_python::is_there() {
         mcp_python::make()?;
     }
+    if part == Part::Weights && !weights_python() {
+        make_weights_python().context("could not get the libraries of weights")?;
+    }
     if part == Part::Ebpf && !route::object_is_named() {
         let compiler = route::compiler().map_err(|reasons| anyhow::anyhow!(reasons.join("; ")))?;
         if route::linker(compiler.llvm).is_err() {
@@ -119,6 +128,29 @@ pub(crate) fn ensure(part: Part) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is put into the Python that tests write weights with.
+const WEIGHTS_PACKAGES: [&str; 4] = ["numpy", "safetensors", "gguf", "onnx"];
+
+/// The folder of that Python.
+fn weights_folder() -> PathBuf {
+    places::root().join("target/weights-python")
+}
+
+/// Whether it is there, with everything.
+fn weights_python() -> bool {
+    let import = format!("import {}", WEIGHTS_PACKAGES.join(", "));
+    let found = process::program(weights_folder().join("bin/python")).args(["-c", &import]).output();
+    found.is_ok_and(|out| out.status.success())
+}
+
+/// Makes it.
+fn make_weights_python() -> Result<()> {
+    eprintln!("setup: getting {} with pip…", WEIGHTS_PACKAGES.join(" "));
+    process::run(process::program("python3").args(["-m", "venv"]).arg(weights_folder()))?;
+    let mut pip = process::program(weights_folder().join("bin/pip"));
+    process::run(pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(WEIGHTS_PACKAGES))
 }
 
 /// The Debian packages for what is not there.
@@ -172,6 +204,13 @@ fn missing(part: Part) -> Vec<String> {
         .into_iter()
         .flatten()
         .collect(),
+        // Its module `venv` is a package of its own.
+        Part::Weights if weights_python() => Vec::new(),
+        Part::Weights => {
+            let venv = process::program("python3").args(["-c", "import ensurepip, venv"]).output();
+            let there = venv.is_ok_and(|out| out.status.success());
+            tool("python3", "python3").into_iter().chain(unless(there, "python3-venv")).collect()
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -75,6 +75,22 @@ pub enum RestoreError {
         /// A version that came between, where one had to be kept.
         kept: Option<PathBuf>,
     },
+    /// See the message.
+    #[error("`{}` cannot be put back: no copy of it is kept, and no replica has it; set `replica` of its [[model]]", path.display())]
+    NoOrigin {
+        /// The file.
+        path: PathBuf,
+    },
+    /// See the message. Chunks before this one are repaired.
+    #[error("chunk {index} of `{}` cannot be put back: none of the {looked} places that should have it has it as it was", path.display())]
+    NoGoodChunk {
+        /// The file.
+        path: PathBuf,
+        /// Which chunk, from 0.
+        index: u64,
+        /// In how many places it was looked for.
+        looked: usize,
+    },
     /// The known-good content is in place now, but a power loss may undo it.
     #[error("`{}` was put back, but its folder cannot be synced: {}", path.display(), advice(*source))]
     NotDurable {
@@ -119,11 +135,39 @@ pub fn restore(
     tag: &str,
     go: impl FnOnce(),
 ) -> Result<Restored, RestoreError> {
+    let object = store.read(&known.digest)?;
+    let mut restored = restore_from(object, quarantine_dir, path, known, judged, tag, go)?;
+    // What lay in a secret's place may be most of it. Only where it is Grace's own by now.
+    if known.kind == ContentKind::Secret
+        && let Some(path) = restored.quarantined.as_mut().filter(|path| path.starts_with(quarantine_dir))
+    {
+        match store.seal_displaced(path) {
+            Ok(sealed) => *path = sealed,
+            Err(err) => {
+                let note = format!("what lay there could not be sealed: {}", chain(&err));
+                restored.note =
+                    Some(restored.note.map_or_else(|| note.clone(), |old| format!("{old}; {note}")));
+            }
+        }
+    }
+    Ok(restored)
+}
+
+/// The same with the content of `object`, wherever that comes from: it is checked on its way.
+pub(super) fn restore_from(
+    object: Box<dyn Read + Send>,
+    quarantine_dir: &Path,
+    path: &Path,
+    known: &KnownGood,
+    judged: Option<FileId>,
+    tag: &str,
+    go: impl FnOnce(),
+) -> Result<Restored, RestoreError> {
     let watch = Stopwatch::start();
     let parent = Parent::open(path)?;
     let folder = parent.readable()?;
     let mut copy = Copy::create(&parent, tag)?;
-    let mut notes = copy.fill(store, &parent, known)?;
+    let mut notes = copy.fill(object, &parent, known)?;
     go();
 
     let placed = match judged {
@@ -168,20 +212,9 @@ pub fn restore(
     notes.extend(kept.as_ref().and_then(|kept| kept.note.clone()));
     // The displaced object lives on under them, as it is.
     notes.extend(judged.and_then(|judged| other_names::told(judged, other_links)));
-    let displaced_digest = kept.as_ref().and_then(Kept::digest);
-    let mut quarantined = kept.map(|kept| kept.path);
-    // What lay in a secret's place may be most of it. Only where it is Grace's own by now.
-    if known.kind == ContentKind::Secret
-        && let Some(path) = quarantined.as_mut().filter(|path| path.starts_with(quarantine_dir))
-    {
-        match store.seal_displaced(path) {
-            Ok(sealed) => *path = sealed,
-            Err(err) => notes.push(format!("it could not be sealed: {}", chain(&err))),
-        }
-    }
     Ok(Restored {
-        displaced_digest,
-        quarantined,
+        displaced_digest: kept.as_ref().and_then(Kept::digest),
+        quarantined: kept.map(|kept| kept.path),
         durable: true,
         weaker: placed.weaker,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
@@ -335,12 +368,11 @@ impl<'a> Copy<'a> {
     /// Writes content and attributes and syncs them; says in words what the file system could not take.
     fn fill(
         &mut self,
-        store: &Store,
+        mut object: Box<dyn Read + Send>,
         parent: &Parent,
         known: &KnownGood,
     ) -> Result<Vec<String>, RestoreError> {
         let path = || parent.path().to_owned();
-        let mut object = store.read(&known.digest)?;
         let mut hasher = Sha256::default();
         let mut refused = None;
         let file = &mut self.file;
@@ -589,7 +621,7 @@ fn advice(errno: Errno) -> String {
     what.to_owned()
 }
 
-fn micros(watch: &Stopwatch) -> u64 {
+pub(super) fn micros(watch: &Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 

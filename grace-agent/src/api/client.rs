@@ -68,6 +68,18 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
+    /// The same for what may take hours: hashing weights. An agent that ends ends it.
+    pub async fn post_and_wait<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|err| ClientError::Bad(err.to_string()))?;
+        let (_connection, response) = self.send(Method::POST, path, body.into()).await?;
+        let status = response.status();
+        read(status, &collect(response).await?)
+    }
+
     /// Removes what `path` names.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::DELETE, path, Bytes::new()).await
@@ -94,11 +106,7 @@ impl Client {
             Ok((response.status(), collect(response).await?))
         })
         .await?;
-        if !status.is_success() {
-            return Err(problem(status, &bytes));
-        }
-        serde_json::from_slice(&bytes)
-            .map_err(|err| ClientError::Failed(format!("its answer is of another version ({err})")))
+        read(status, &bytes)
     }
 
     async fn send(
@@ -140,6 +148,14 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Res
 async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = response.into_body().collect().await.map_err(|err| ClientError::Failed(err.to_string()))?;
     Ok(body.to_bytes())
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, bytes: &[u8]) -> Result<T, ClientError> {
+    if !status.is_success() {
+        return Err(problem(status, bytes));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|err| ClientError::Failed(format!("its answer is of another version ({err})")))
 }
 
 fn problem(status: StatusCode, body: &[u8]) -> ClientError {

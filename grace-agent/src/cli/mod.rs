@@ -3,6 +3,7 @@
 //! Exit codes: 0 done · 1 the answer is no (drift found, not there) · 2 usage or configuration · 3 no agent at the
 //! socket · 4 refused.
 
+mod against;
 pub mod ask;
 pub mod at;
 mod canary;

@@ -14,6 +14,8 @@ use crate::api::store::StoreView;
 use crate::api::view::{PathAnswer, SnapshotView, StatusView, VerifyVerdict, VerifyView};
 use crate::config::Mode;
 use crate::file_state::ContentKind;
+use crate::sources::look::MAX_CONTENT;
+use crate::weights::hash::size_in_words;
 
 /// Arguments of `grace snapshot`.
 #[derive(Debug, Args)]
@@ -33,8 +35,11 @@ impl Snapshot {
     pub(super) fn go(self, global: &Global, out: &mut Out) -> Answer {
         let request =
             SnapshotRequest { paths: self.paths.iter().map(|p| absolute(p)).collect(), kind: self.kind };
+        if !self.json && !out.quiet {
+            tell_cost(&request, out)?;
+        }
         let (answers, mode) = with_agent(&global.socket, async |agent| {
-            let answers: Vec<PathAnswer> = agent.post("/v1/snapshot", &request).await?;
+            let answers: Vec<PathAnswer> = agent.post_and_wait("/v1/snapshot", &request).await?;
             let status: StatusView = agent.get("/v1/status").await?;
             Ok((answers, status.mode))
         })?;
@@ -46,6 +51,24 @@ impl Snapshot {
         }
         Ok(code)
     }
+}
+
+/// Weights are large: what taking them in reads and may take is said before.
+fn tell_cost(request: &SnapshotRequest, out: &mut Out) -> Result<(), Failure> {
+    for path in &request.paths {
+        let kind = request.kind.unwrap_or_else(|| ContentKind::by_name(path));
+        let Ok(size) = path.metadata().map(|meta| meta.len()) else { continue };
+        if kind != ContentKind::Weights || size < MAX_CONTENT {
+            continue;
+        }
+        out.line(&format!(
+            "{}: {} to read; a copy takes no room where the state folder's file system shares blocks with it, else as \
+             much again (`copy` of a [[model]] says whether; `never` keeps digests only)",
+            escape(&path.display().to_string()),
+            size_in_words(size)
+        ))?;
+    }
+    out.flush()
 }
 
 /// Arguments of `grace snapshots`.
@@ -105,6 +128,10 @@ pub struct Verify {
     /// Not the files, but what is kept of them: read every content and compare it with its digest
     #[arg(long, conflicts_with = "paths")]
     store: bool,
+    /// Compare with a digest that others published instead, without an agent: a SHA256SUMS, a Git LFS pointer, or `hub`
+    /// for the file's name in a hub's cache (links are followed)
+    #[arg(long, value_name = "FILE|hub", requires = "paths", conflicts_with = "store")]
+    against: Option<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -115,9 +142,13 @@ impl Verify {
         if self.store {
             return Self::store(self.json, global, out);
         }
+        if let Some(against) = &self.against {
+            return super::against::verify(&self.paths, against, self.json, out);
+        }
         let request = PathsRequest { paths: self.paths.iter().map(|p| absolute(p)).collect() };
-        let views: Vec<VerifyView> =
-            with_agent(&global.socket, async |agent| Ok(agent.post("/v1/verify", &request).await?))?;
+        let views: Vec<VerifyView> = with_agent(&global.socket, async |agent| {
+            Ok(agent.post_and_wait("/v1/verify", &request).await?)
+        })?;
         for view in &views {
             if self.json {
                 out.json(view)?;
@@ -191,7 +222,7 @@ impl Restore {
                 Some(at) => Some(at.version(&agent, &path).await?),
                 None => None,
             };
-            Ok(agent.post("/v1/restore", &PathRequest { path, at }).await?)
+            Ok(agent.post_and_wait("/v1/restore", &PathRequest { path, at }).await?)
         })?;
         print(std::slice::from_ref(&answer), self.json, out)
     }

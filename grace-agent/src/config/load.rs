@@ -264,6 +264,12 @@ impl Config {
             if let Err(err) = glob::Pattern::new(&model.path) {
                 out.push(&at("path"), format!("is no pattern: {err}"));
             }
+            for (key, why) in model.wrongs() {
+                out.push(&at(key), why);
+            }
+            for name in model.restart.iter().filter(|name| !self.process.iter().any(|p| p.name == **name)) {
+                out.push(&at("restart"), format!("no [[process]] is called `{}`", name.escape_debug()));
+            }
         }
 
         let pressure = |key| [Step::Key("pressure"), Step::Key(key)];

@@ -15,7 +15,7 @@ use super::gate::Gate;
 use super::gauges::Latest;
 use super::judge::{Duties, Judged, Notes};
 use super::scrub::Scrub;
-use super::{declare, degraded, pauses};
+use super::{declare, degraded, models, pauses};
 use crate::actions::{shed_load, start_process};
 use crate::api::control::{Control, ControlError, FiringsQuery, Peer};
 use crate::api::gpu::{GpusView, PressureView};
@@ -33,12 +33,13 @@ use crate::config::{Config, Process};
 use crate::engine;
 use crate::error_chain::chain;
 use crate::event::Kind;
-use crate::file_state::{ContentKind, FileState};
+use crate::file_state::{ContentKind, FileState, KnownGood};
 use crate::firing::{FiringId, Route, Scope, State, Subject};
 use crate::host;
 use crate::journal::Journal;
 use crate::reported::Reported;
 use crate::safe_path::own_name;
+use crate::snapshots::objects::ObjectError;
 use crate::snapshots::{Snapshot, Take, Taken};
 use crate::sources::ebpf::Probes;
 use crate::sources::ebpf::reader::Reader;
@@ -48,6 +49,8 @@ use crate::sources::kmsg::Kmsg;
 use crate::sources::look::look;
 use crate::sources::records::{self, Access, Records, Refused};
 use crate::sources::round::Rounds;
+use crate::sources::weights::look_whole;
+use crate::sources::weights_scrub::WeightsScrub;
 use crate::tasks::{Change, QueueError};
 
 /// The agent as the socket sees it.
@@ -85,11 +88,18 @@ pub(super) struct Agent {
     pub(super) records: Records,
     pub(super) boot_scan: Arc<BootScan>,
     pub(super) scrub: Arc<Scrub>,
+    pub(super) weights_scrub: Arc<WeightsScrub>,
 }
 
 impl Agent {
     fn sources(&self) -> Vec<SourceView> {
         let mut out = self.executor.files.health();
+        if let Some(told) = models::hashing(&self.executor.hashing)
+            && let Some(view) = out.iter_mut().find(|view| view.name == "weights")
+        {
+            view.detail = format!("{}; {told}", view.detail);
+        }
+        out.push(self.weights_scrub.health());
         out.push(self.scrub.health());
         let specs = lock(&self.executor.specs).len();
         out.push(SourceView {
@@ -191,13 +201,13 @@ impl Agent {
         })
     }
 
-    /// Owns what was taken.
-    fn taken(&self, path: &Path, taken: Taken) -> (String, Option<Snapshot>, Option<PathBuf>) {
+    /// Owns what was taken; `note` is what there is to say of it.
+    fn taken(&self, path: &Path, taken: Taken, note: &str) -> (String, Option<Snapshot>, Option<PathBuf>) {
         let snapshot = taken.snapshot;
         self.executor.own(path, snapshot.known.clone());
         let done = match taken.added {
-            false => format!("unchanged since snapshot {}", snapshot.id),
-            true => format!("snapshot {} is the known-good state", snapshot.id),
+            false => format!("unchanged since snapshot {}{note}", snapshot.id),
+            true => format!("snapshot {} is the known-good state{note}", snapshot.id),
         };
         (done, Some(snapshot), None)
     }
@@ -220,7 +230,7 @@ impl Agent {
                 .filter(|s| s.path == path)
                 .ok_or_else(|| format!("it has no snapshot {id}: `grace snapshots` lists them"))?,
         };
-        let seen = look(path, Some(&wanted.known));
+        let seen = self.look(path, &wanted.known);
         if let FileState::Unreadable { why } = &seen {
             return Err(format!("cannot be looked at: {why}"));
         }
@@ -430,9 +440,8 @@ impl Control for Agent {
                 Err(why) => drop(answers.insert(place, Self::one(given, Err(why)))),
             }
         }
-        for (place, (path, taken)) in places.into_iter().zip(self.executor.store.take_all(wanted)) {
-            let answer =
-                Self::one(&path, taken.map(|taken| self.taken(&path, taken)).map_err(|err| chain(&err)));
+        for (place, (path, taken)) in places.into_iter().zip(self.executor.take_all(wanted)) {
+            let answer = Self::one(&path, taken.map(|(taken, note)| self.taken(&path, taken, &note)));
             if let Some(done) = &answer.done {
                 self.journal.note("command", format!("{}: {done}, by uid {}", path.display(), peer.uid));
             }
@@ -471,7 +480,12 @@ impl Control for Agent {
                     };
                 };
                 let expected = Some(snapshot.known.digest.clone());
-                if let Err(err) = store.check_object(&snapshot.known.digest) {
+                let unkept = |err: &ObjectError| {
+                    snapshot.known.kind == ContentKind::Weights && matches!(err, ObjectError::Missing { .. })
+                };
+                if let Err(err) = store.check_object(&snapshot.known.digest)
+                    && !unkept(&err)
+                {
                     return VerifyView {
                         path,
                         verdict: VerifyVerdict::DamagedObject,
@@ -480,7 +494,7 @@ impl Control for Agent {
                         actual: None,
                     };
                 }
-                let state = look(&path, Some(&snapshot.known));
+                let state = self.look(&path, &snapshot.known);
                 let drift = snapshot.known.drift(&state);
                 let (verdict, drift) = match &state {
                     FileState::Missing => (VerifyVerdict::Missing, drift),
@@ -742,6 +756,14 @@ const LOOKS: Duration = Duration::from_secs(20);
 const WATCHED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Agent {
+    /// Looks at an owned file, all of it.
+    fn look(&self, path: &Path, known: &KnownGood) -> FileState {
+        match known.kind {
+            ContentKind::Weights => look_whole(self.executor.store.manifests(), path, known),
+            ContentKind::Config | ContentKind::Secret => look(path, Some(known)),
+        }
+    }
+
     /// Waits until what was told to the engine so far is judged and durable.
     fn settle(&self) -> Result<(), String> {
         let at = clock::boottime().0;

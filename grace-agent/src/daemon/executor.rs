@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::canaries::Canaries;
 use super::code::Code;
 use super::filing::Desk;
 use super::gate::Gate;
+use super::models::Models;
 use crate::action::{Action, Order, Outcome};
 use crate::actions::other_names::has_other_links;
 use crate::actions::own_cgroup::Cgroups;
@@ -22,13 +24,17 @@ use crate::error_chain::chain;
 use crate::event::{Event, Kind};
 use crate::file_state::{ContentKind, FileId, KnownGood};
 use crate::journal::Journal;
-use crate::snapshots::{Store, Take};
+use crate::snapshots::{Store, StoreError, Take, Taken};
 use crate::sources::files::Files;
 use crate::sources::folders::Folder;
 use crate::sources::logs::{Limits, Logs, Origin};
 use crate::sources::processes::Processes;
 use crate::sources::units::Units;
 use crate::tasks::Queue;
+use crate::weights::hash::Progress;
+
+/// A version that was taken, and what there is to say of it; else why none was.
+pub(super) type TakenOrWhy = Result<(Taken, String), String>;
 
 /// What the verbs need.
 pub(super) struct Executor {
@@ -65,6 +71,11 @@ pub(super) struct Executor {
     pub(super) folders: Mutex<Vec<Folder>>,
     /// What a restore does to a file with other names.
     pub(super) hard_links: Mutex<HardLinks>,
+    /// What is configured of models.
+    pub(super) models: Models,
+    pub(super) canaries: Arc<Canaries>,
+    /// How far hashing for a manifest has come.
+    pub(super) hashing: Progress,
     pub(super) tasks: Arc<Queue>,
     /// What of the configuration tasks are filed by, and who is told of them.
     pub(super) desk: Desk,
@@ -90,7 +101,7 @@ impl Executor {
         }));
         if let Action::RestoreFile { path, .. } = &order.action {
             // Verified by looking, also where no hook tells of the new file.
-            self.files.look(path);
+            self.files.restored(path);
         }
     }
 
@@ -135,10 +146,18 @@ impl Executor {
         tag: &str,
         gate: &Gate,
     ) -> Result<Restored, String> {
-        if judged.is_some() && *lock(&self.hard_links) == HardLinks::Hold && has_other_links(path) {
+        let in_place = known.kind == ContentKind::Weights && self.in_place(path, known);
+        if judged.is_some()
+            && !in_place
+            && *lock(&self.hard_links) == HardLinks::Hold
+            && has_other_links(path)
+        {
             return Err("it has other names (hard links), and `hard_links` is `hold`: a restore would leave them with \
                         what lies there now; put it right by hand, or set `hard_links` to `cut`"
                 .into());
+        }
+        if known.kind == ContentKind::Weights {
+            return self.restore_weights(path, known, judged, tag, &|| gate.pass());
         }
         restore_file::restore(&self.store, &self.quarantine, path, known, judged, tag, || gate.pass())
             .map_err(|err| chain(&err))
@@ -156,9 +175,43 @@ impl Executor {
         let old = old.map(|old| (old.known.kind, old.known.writers));
         let (kind, writers) = old.or_else(|| self.folder_of(path)).ok_or("not owned any more")?;
         let take = Take { kind, writers, reason: reason.to_owned(), author: author.to_owned() };
-        let snapshot = self.store.take(path, take).map_err(|err| chain(&err))?.snapshot;
+        let snapshot = self.take(path, take)?.0.snapshot;
         self.own(path, snapshot.known);
         Ok(format!("snapshot {} is the known-good state now", snapshot.id))
+    }
+
+    /// Keeps the file at `path` as it is; of weights also says what was found, and what it costs.
+    fn take(&self, path: &Path, take: Take) -> TakenOrWhy {
+        if take.kind != ContentKind::Weights {
+            return self
+                .store
+                .take(path, take)
+                .map(|taken| (taken, String::new()))
+                .map_err(|err| chain(&err));
+        }
+        let keep = self.models.of(path).map(|model| model.copy).unwrap_or_default();
+        let taken = self.store.take_weights(path, take, keep, &self.hashing);
+        taken.map(|(taken, note)| (taken, format!(": {note}"))).map_err(|err| chain(&err))
+    }
+
+    /// The same of each of `files`, in the same order: small ones together, weights one by one.
+    pub(super) fn take_all(&self, files: Vec<(PathBuf, Take)>) -> Vec<(PathBuf, TakenOrWhy)> {
+        let is_small = |take: &Take| take.kind != ContentKind::Weights;
+        let small = files.iter().filter(|(_, take)| is_small(take)).cloned().collect();
+        let mut small = self.store.take_all(small).into_iter();
+        let together = |(path, taken): (PathBuf, Result<Taken, StoreError>)| {
+            (path, taken.map(|taken| (taken, String::new())).map_err(|err| chain(&err)))
+        };
+        files
+            .into_iter()
+            .filter_map(|(path, take)| {
+                if is_small(&take) {
+                    return small.next().map(together);
+                }
+                let taken = self.take(&path, take);
+                Some((path, taken))
+            })
+            .collect()
     }
 
     /// Tells engine and source that `known` is the state to keep at `path`.

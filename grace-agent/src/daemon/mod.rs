@@ -6,6 +6,7 @@
 //! its blocking pool carries out orders.
 
 mod boot_scan;
+mod canaries;
 mod code;
 mod control;
 mod executor;
@@ -13,6 +14,7 @@ mod filing;
 mod gate;
 mod gauges;
 mod judge;
+mod models;
 mod owning;
 mod pauses;
 mod scrub;
@@ -70,9 +72,11 @@ use crate::sources::processes::Processes;
 use crate::sources::records::{Records, Socket};
 use crate::sources::round::Rounds;
 use crate::sources::units::Units;
+use crate::sources::weights_scrub::WeightsScrub;
 use crate::state_dir::StateDir;
 use crate::tasks::Queue;
 use crate::triggers;
+use crate::weights::hash::Progress;
 use boot_scan::BootScan;
 use code::Code;
 use control::Agent;
@@ -80,6 +84,7 @@ use executor::{Executor, lock};
 use filing::Desk;
 use gauges::Latest;
 use judge::Judge;
+use models::Models;
 use owning::{Owned, own_configured};
 use scrub::Scrub;
 use supervisor::{Supervisor, Watchdog};
@@ -190,8 +195,12 @@ fn serve(
     let ready_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
 
     let sweep = config.triggers.config_drift.sweep.get();
-    let (files, files_thread) =
-        files::start(probes.clone(), sweep, events.clone()).context("cannot start to watch files")?;
+    let (files, files_threads) =
+        files::start(probes.clone(), sweep, store.manifests().clone(), events.clone())
+            .context("cannot start to watch files")?;
+    let (weights_scrub, weights_scrub_thread) =
+        WeightsScrub::start(config.weights.scrub_mib_s, files.clone(), store.manifests().clone())
+            .context("cannot start to scrub weights")?;
     if let Some(reader) = &reader {
         reader.tell(files.clone());
     }
@@ -213,6 +222,7 @@ fn serve(
     let gpus = Gpus::start(config.gpu.clone(), Arc::clone(&processes), events.clone())
         .context("cannot start to watch GPUs")?;
     let known = Arc::new(Known::open(state.db()?)?);
+    let known_answers = Arc::clone(&known);
     let code = Code::start(known, Arc::clone(&journal), events.clone());
     let code = Arc::new(code.context("cannot start to watch code")?);
     let tasks = Arc::new(Queue::open(state.db()?, &boot_id, config.tasks.clone())?);
@@ -249,10 +259,14 @@ fn serve(
         code: Arc::clone(&code),
         folders: Mutex::new(folders.clone()),
         hard_links: Mutex::new(config.snapshots.hard_links),
+        models: Models::default(),
+        canaries: Arc::default(),
+        hashing: Progress::default(),
         tasks,
         desk,
     });
     executor.desk.set(&config);
+    executor.models.set(&config, &journal);
 
     let engine = Engine::new(&config);
     let duties = Arc::new(Mutex::new(engine.duties()));
@@ -302,12 +316,14 @@ fn serve(
         executor.own(&snapshot.path, snapshot.known);
     }
     files.watch_folders(folders);
-    declare_models(&config, &executor);
+    models::declare(&executor);
     executor.set_hooks(&config.hook);
     for process in &config.process {
         declare(&executor, process.clone());
     }
     code.set(&config, None);
+    let canary_thread =
+        canaries::start(Arc::clone(&executor), known_answers).context("cannot start to ask canaries")?;
 
     let cost = Arc::new(Mutex::new(CostView { rss_bytes: host::rss_bytes(), ..CostView::default() }));
     let latency = Arc::new(Mutex::new(LatencyView::default()));
@@ -379,6 +395,7 @@ fn serve(
         records,
         boot_scan: Arc::clone(&boot_scan),
         scrub,
+        weights_scrub: Arc::clone(&weights_scrub),
     });
     agent.admit_senders();
     trim_memory();
@@ -419,11 +436,16 @@ fn serve(
     }
     stop.store(true, Ordering::Release);
     gpus.stop();
+    weights_scrub.stop();
+    weights_scrub_thread.thread().unpark();
+    executor.canaries.stop();
+    executor.hashing.stop();
     files.stop();
     agent.records.stop();
     code.stop();
     executor.send(Kind::Tick);
-    for thread in [files_thread, engine_thread] {
+    let [small, weights] = files_threads;
+    for thread in [small, weights, weights_scrub_thread, canary_thread, engine_thread] {
         if thread.join().is_err() {
             tracing::error!("a thread panicked");
         }
@@ -560,7 +582,9 @@ fn reload(options: &RunOptions, agent: &Agent, reloaded: &Mutex<Option<Config>>)
     }
     agent.scrub.set(config.snapshots.clone());
     *lock(&executor.hard_links) = config.snapshots.hard_links;
-    declare_models(&config, executor);
+    executor.models.set(&config, &agent.journal);
+    models::declare(executor);
+    agent.weights_scrub.set_rate(config.weights.scrub_mib_s);
     executor.set_hooks(&config.hook);
     for process in &config.process {
         declare(executor, process.clone());
@@ -600,34 +624,6 @@ fn tells(socket: &Path, datagrams: Option<&Path>) -> BTreeMap<String, String> {
     let text = |path: &Path| path.to_str().map(str::to_owned);
     let pairs = [("GRACE_SOCKET", text(socket)), ("NOTIFY_SOCKET", datagrams.and_then(text))];
     pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
-}
-
-/// The weights of `model` that are there now.
-fn weights_of(model: &config::Model, journal: &Journal) -> Vec<PathBuf> {
-    let found: Vec<PathBuf> = glob::glob(&model.path)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .filter(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_file()))
-        .take(MODEL_FILES_MAX)
-        .collect();
-    if found.is_empty() {
-        let (name, path) = (model.name.escape_debug(), model.path.escape_debug());
-        tracing::warn!(model = %name, %path, "no weights are there: links are not followed");
-        journal.note("config", format!("model {name}: no regular file matches {path}"));
-    }
-    found
-}
-
-/// Files of one model at most.
-const MODEL_FILES_MAX: usize = 10_000;
-
-/// Tells the engine which weights belong to which model.
-fn declare_models(config: &Config, executor: &Executor) {
-    for model in &config.model {
-        let files = weights_of(model, &executor.journal);
-        executor.send(Kind::ModelDeclared { name: model.name.clone(), files });
-    }
 }
 
 /// Finishes or rolls back what an earlier agent left half done.

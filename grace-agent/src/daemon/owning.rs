@@ -1,9 +1,8 @@
-//! What the configuration gives Grace to own: single files, the files of folders and patterns, weights of models.
+//! What the configuration gives Grace to own: single files, the files of folders and patterns. Weights: `models.rs`.
 
 use std::path::Path;
 
-use super::weights_of;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error_chain::chain;
 use crate::file_state::ContentKind;
 use crate::journal::Journal;
@@ -38,9 +37,6 @@ pub(super) fn own_configured(config: &Config, store: &Store, journal: &Journal) 
             }
             Err(why) => refused(&file.path, &why),
         }
-    }
-    for path in config.model.iter().flat_map(|model: &config::Model| weights_of(model, journal)) {
-        own(store, &path, ContentKind::Weights, &[], &refused)?;
     }
     Ok(Owned { files: store.current()?, folders })
 }

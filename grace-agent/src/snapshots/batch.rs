@@ -23,7 +23,9 @@ impl Store {
         let mut rest = files.into_iter().peekable();
         while rest.peek().is_some() {
             let batch: Vec<(PathBuf, Take)> = rest.by_ref().take(BATCH).collect();
-            if batch.len() < FEW {
+            // Weights are as large as many batches.
+            let weights = batch.iter().any(|(_, take)| take.kind == ContentKind::Weights);
+            if batch.len() < FEW || weights {
                 out.extend(batch.into_iter().map(|(path, take)| {
                     let taken = self.take(&path, take);
                     (path, taken)

@@ -3,6 +3,7 @@
 //! Contents lie in [`objects`], found by their digest; the versions lie in the database. A version is acknowledged
 //! once its content and its row are on disk, in this order: whatever happens in between, every row has its object.
 
+use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,10 +14,12 @@ use rustix::io::Errno;
 
 use crate::clock;
 use crate::file_meta::{self, MAX_CONTENT, MetaError};
-use crate::file_state::{ContentKind, Digest, KnownGood, Meta};
+use crate::file_state::{ContentKind, Digest, KeepCopy, KnownGood, Meta};
 use crate::safe_path::{Entry, Parent, PathError};
 use crate::sha256::each_block;
 use crate::state_dir::{StateDir, StateError};
+use crate::weights::hash::Progress;
+use crate::weights::{ManifestError, Manifests};
 
 mod batch;
 pub mod displaced;
@@ -25,6 +28,7 @@ pub mod objects;
 pub mod retention;
 mod rows;
 pub mod scrub;
+mod weights;
 
 use objects::{Form, ObjectError, Objects, Sync};
 use rows::{SCHEMA, SELECT, add, begin, by_id, current_of, describe, forget, migrate, set_current, snapshot};
@@ -93,6 +97,9 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// The manifest of weights cannot be kept or read.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// See the message.
     #[error("the database could not {doing}")]
     Database {
@@ -162,6 +169,7 @@ pub struct Taken {
 #[derive(Debug)]
 pub struct Store {
     objects: Objects,
+    manifests: Manifests,
     /// Held while objects are added or removed, so that none is removed between its coming and its row's.
     /// Taken before `db` where both are.
     changing: Mutex<()>,
@@ -178,7 +186,8 @@ impl Store {
         db.execute_batch(SCHEMA).map_err(database("create its tables"))?;
         migrate(&db).map_err(database("bring its tables up to date"))?;
         let objects = Objects::open(state.objects(), state.path())?;
-        let this = Self { objects, changing: Mutex::new(()), db: Mutex::new(db) };
+        let manifests = Manifests::open(state.path().join("manifests"))?;
+        let this = Self { objects, manifests, changing: Mutex::new(()), db: Mutex::new(db) };
         this.drop_doomed()?;
         // An older agent kept them in the open, or a crash came in between. Nothing else is worse for it.
         if let Err(err) = this.seal_secrets() {
@@ -203,6 +212,10 @@ impl Store {
     /// # Errors
     /// As [`Store::take`], about `from`.
     pub fn take_from(&self, path: &Path, from: &Path, take: Take) -> Result<Taken, StoreError> {
+        if take.kind == ContentKind::Weights {
+            let taken = self.take_weights_from(path, from, take, KeepCopy::Auto, &Progress::default());
+            return taken.map(|(taken, _note)| taken);
+        }
         let _changing = lock(&self.changing);
         let Take { kind, writers, reason, author } = take;
         let (digest, meta, mtime_ns) = self.read_in(from, kind, Sync::Now)?;
@@ -327,6 +340,14 @@ impl Store {
         self.objects.read(digest)
     }
 
+    /// The file of a content that is kept as it is; see [`Objects::plain`].
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn plain(&self, digest: &Digest) -> Result<Option<File>, ObjectError> {
+        self.objects.plain(digest)
+    }
+
     /// Reads a content and compares its digest.
     ///
     /// # Errors
@@ -429,6 +450,7 @@ impl Store {
         for (digest, needed) in doomed {
             if !needed {
                 self.objects.remove(&Digest(digest.clone()))?;
+                self.manifests.remove(&Digest(digest.clone()))?;
             }
             lock(&self.db)
                 .execute("DELETE FROM doomed WHERE digest = ?1", [&digest])

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::fsync;
+use rustix::fs::{fsync, ioctl_ficlone};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::keys::{KeyError, Keys};
@@ -264,6 +264,15 @@ impl Objects {
         })
     }
 
+    /// The file of a content that is kept as it is, for whoever reads parts of it; none where it is kept otherwise, or
+    /// not at all. Its digest is not checked.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn plain(&self, digest: &Digest) -> Result<Option<File>, ObjectError> {
+        Ok(self.open_file(digest)?.filter(|(form, _)| *form == Form::Plain).map(|(_, file)| file))
+    }
+
     /// The file that holds a content, and its form.
     fn open_file(&self, digest: &Digest) -> Result<Option<(Form, File)>, ObjectError> {
         for form in FORMS {
@@ -388,6 +397,33 @@ impl Incoming<'_> {
         written.map_err(|source| ObjectError::Write { path: self.temp.0.clone(), source })
     }
 
+    /// The digest of what was written so far.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
+    /// Makes it share the blocks of `file`, instead of being written; only of a plain one.
+    ///
+    /// # Errors
+    /// Where the file system cannot, or they lie on two.
+    pub fn share(&self, file: &File) -> io::Result<()> {
+        match &self.sink {
+            Sink::Plain(own) => Ok(ioctl_ficlone(own, file)?),
+            Sink::Packed(_) | Sink::Sealed(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Makes a content durable under `digest`, which is the caller's to know where it was shared; in place of one that is
+    /// there in any form, sealed ones too.
+    ///
+    /// # Errors
+    /// As the kernel says it.
+    pub fn keep_as(self, digest: &Digest) -> Result<(), ObjectError> {
+        let there = self.objects.form(digest)?;
+        self.place(digest, there, Sync::Now)
+    }
+
     /// Makes the content durable under its digest. A sound copy that is already there stays, unless this one is sealed
     /// and that one is not; a damaged one is replaced.
     ///
@@ -395,25 +431,33 @@ impl Incoming<'_> {
     /// As the kernel says it. A failed sync is never tried again: the kernel forgets the pages that it could not
     /// write, so a second one would lie. Nothing is kept then.
     pub fn keep(self, sync: Sync) -> Result<Digest, ObjectError> {
-        let Self { objects, form, sink, temp, hasher } = self;
-        let digest = hasher.finish();
-        let path = objects.path_of(&digest, form)?;
-        let folder = path.parent().unwrap_or(&objects.path);
-        let sync_folder = |folder: &Path| if sync == Sync::Now { sync_folder(folder) } else { Ok(()) };
+        let objects = self.objects;
+        let digest = self.digest();
+        let path = objects.path_of(&digest, self.form)?;
         let there = objects.form(&digest)?;
-        let fits = there == Some(Form::Sealed) || (there.is_some() && form != Form::Sealed);
+        let fits = there == Some(Form::Sealed) || (there.is_some() && self.form != Form::Sealed);
         if fits && objects.check(&digest).is_ok() {
             // It may have come from a run that crashed before it, or its folder, was synced.
-            if sync == Sync::Now
-                && let Some((_, file)) = objects.open_file(&digest)?
-            {
-                fsync(&file)
-                    .map_err(|errno| ObjectError::Write { path: path.clone(), source: errno.into() })?;
+            if sync == Sync::Now {
+                if let Some((_, file)) = objects.open_file(&digest)? {
+                    fsync(&file)
+                        .map_err(|errno| ObjectError::Write { path: path.clone(), source: errno.into() })?;
+                }
+                sync_folder(path.parent().unwrap_or(&objects.path))?;
+                sync_folder(&objects.path)?;
             }
-            sync_folder(folder)?;
-            sync_folder(&objects.path)?;
             return Ok(digest);
         }
+        self.place(&digest, there, sync)?;
+        Ok(digest)
+    }
+
+    /// Puts it at its name; `there` is the form in which one is there already.
+    fn place(self, digest: &Digest, there: Option<Form>, sync: Sync) -> Result<(), ObjectError> {
+        let Self { objects, form, sink, temp, .. } = self;
+        let path = objects.path_of(digest, form)?;
+        let folder = path.parent().unwrap_or(&objects.path);
+        let sync_folder = |folder: &Path| if sync == Sync::Now { sync_folder(folder) } else { Ok(()) };
         let failed = |source: io::Error| ObjectError::Write { path: path.clone(), source };
         match DirBuilder::new().mode(0o700).create(folder) {
             Ok(()) => {}
@@ -436,11 +480,11 @@ impl Incoming<'_> {
         // Whichever comes first in FORMS is read: the others are damaged, or should not lie there in the open.
         if there.is_some_and(|there| there != form) {
             for other in FORMS.into_iter().filter(|other| *other != form) {
-                objects.remove_form(&digest, other)?;
+                objects.remove_form(digest, other)?;
             }
             sync_folder(folder)?;
         }
-        Ok(digest)
+        Ok(())
     }
 }
 

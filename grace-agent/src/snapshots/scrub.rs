@@ -56,6 +56,10 @@ impl Store {
     pub fn scrub(&self, digest: &Digest, rest: impl FnMut(u64)) -> Result<Health, StoreError> {
         let why = match self.objects.check_slowly(digest, rest) {
             Ok(bytes) => return Ok(Health::Sound(bytes)),
+            // Of weights a manifest may be all that is kept.
+            Err(ObjectError::Missing { .. }) if self.is_by_manifest_alone(digest)? => {
+                return Ok(Health::Sound(0));
+            }
             Err(err @ (ObjectError::Damaged { .. } | ObjectError::Missing { .. })) => err.to_string(),
             Err(ObjectError::Read { digest, source }) => {
                 // A disk that cannot read it back has lost it; the file may lie elsewhere.
@@ -70,6 +74,12 @@ impl Store {
         }
         let files: std::collections::BTreeMap<PathBuf, ContentKind> = versions.into_iter().collect();
         for (path, kind) in &files {
+            if *kind == ContentKind::Weights {
+                if self.copy_again(path, digest).is_ok_and(|copied| copied) {
+                    return Ok(Health::Mended { why, from: path.clone() });
+                }
+                continue;
+            }
             // Taken in under the digest that it has: another content makes an object that the next line drops again.
             let Ok((found, ..)) = self.read_in(path, *kind, Sync::Now) else { continue };
             if found == *digest && self.objects.check(digest).is_ok() {
@@ -78,6 +88,13 @@ impl Store {
             self.drop_unneeded(&found)?;
         }
         Ok(Health::Lost { why, needed_by: files.into_keys().collect() })
+    }
+
+    /// Whether all versions with this content are weights of which a sound manifest is there.
+    fn is_by_manifest_alone(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let versions = self.versions_of(digest)?;
+        let weights = versions.iter().all(|(_, kind)| *kind == ContentKind::Weights);
+        Ok(weights && !versions.is_empty() && self.manifests.read(digest).is_ok())
     }
 
     fn versions_of(&self, digest: &Digest) -> Result<Vec<(PathBuf, ContentKind)>, StoreError> {
@@ -168,6 +185,24 @@ mod tests {
                 assert_eq!(store.scrub(&digest, |_| {}).unwrap(), Health::Gone);
             }
         }
+    }
+
+    #[test]
+    fn weights_of_which_only_digests_are_kept_are_sound_as_long_as_their_manifest_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        let state = StateDir::open(&top.join("state")).unwrap();
+        let store = Store::open(&state).unwrap();
+        let path = top.join("m.bin");
+        fs::write(&path, [7; 9000]).unwrap();
+        let take = Take { kind: ContentKind::Weights, ..Take::default() };
+        let (never, idle) = (crate::file_state::KeepCopy::Never, crate::weights::hash::Progress::default());
+        let digest = store.take_weights(&path, take, never, &idle).unwrap().0.snapshot.known.digest;
+        assert_eq!(store.objects.form(&digest).unwrap(), None, "a copy is kept");
+        assert_eq!(store.scrub(&digest, |_| {}).unwrap(), Health::Sound(0));
+        rot(&state.path().join("manifests").join(&digest.0), 100);
+        let found = store.scrub(&digest, |_| {}).unwrap();
+        assert!(matches!(&found, Health::Lost { .. }), "{found:?}");
     }
 
     #[test]

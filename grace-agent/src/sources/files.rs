@@ -1,7 +1,7 @@
 //! The source of file facts: notices that an owned file may have changed, looks at it, and reports what it is now and
 //! who was at it.
 //!
-//! Hints come from the marks (`marks.rs`: fanotify, with the process; inotify where that is refused), from the
+//! Weights have a thread of their own, which looks at them through `weights.rs`. Hints come from the marks (`marks.rs`: fanotify, with the process; inotify where that is refused), from the
 //! dirty-inode probe (with the process, also for mapped stores), from the mount table, and from a periodic sweep for
 //! what no hook can see. A hint is never believed: the file is looked at, and only what was seen is reported. One
 //! thread owns all of it.
@@ -25,12 +25,14 @@ use super::inode::{Identity, Mounts};
 use super::look::look;
 use super::mapped::{is_mapped_by, sole_mapper};
 use super::marks::Marks;
+use super::weights::{Doubts, Eye, Looked};
 use super::who::{actor, lineage};
 use crate::api::view::{Health, SourceView};
 use crate::clock;
 use crate::event::{Actor, Event, Inferred, Kind, Timestamp, Via};
-use crate::file_state::{FileId, FileState, KnownGood};
+use crate::file_state::{ContentKind, FileId, FileState, KnownGood};
 use crate::prompt::prompt;
+use crate::weights::Manifests;
 
 /// After a hint from the dirty probe, which fires before the data is there, the file is looked at again after these
 /// times. A store through a mapping gives no other sign.
@@ -40,6 +42,9 @@ const AGAIN: [Duration; 4] =
 /// A file under a flood of writes is looked at again only after this many times the duration of the last look: bounds
 /// the share of a core that one busy file can take.
 const REST: u32 = 4;
+
+/// Weights rest no longer than this: their looks are slices.
+const WEIGHTS_REST: Duration = Duration::from_millis(100);
 
 /// A writer seen longer ago than this is not taken for the author of a change noticed now.
 const STALE: Duration = Duration::from_secs(3);
@@ -67,20 +72,20 @@ enum Message {
     /// What [`Files::rest`] began has ended.
     Rested(PathBuf),
     Folders(Vec<Folder>),
+    Restored(PathBuf),
     Dirty(FileDirty),
     /// Answered once everything that was told before is done.
     Ask(SyncSender<()>),
     Stop,
 }
 
-/// Where the thread is told things.
+/// Where a thread is told things.
 #[derive(Clone)]
-pub struct Files {
+struct Lane {
     tell: Sender<Message>,
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
-    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 /// While it lives, what is at a file is not reported: see [`Files::rest`].
@@ -91,71 +96,12 @@ pub struct Rest {
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        self.files.send(Message::Rested(std::mem::take(&mut self.path)));
+        let path = std::mem::take(&mut self.path);
+        self.files.lane_of(&path).send(Message::Rested(path));
     }
 }
 
-impl Files {
-    /// How often each kernel queue overflowed: what it would have told is not known, so everything was looked at.
-    #[must_use]
-    pub fn lost(&self) -> BTreeMap<String, u64> {
-        self.lost.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    /// Watches `path` from now on, and looks at it at once.
-    pub fn own(&self, path: &Path, known: KnownGood) {
-        self.send(Message::Own(path.to_owned(), Box::new(known)));
-    }
-
-    /// Waits, at most `patience` long, until all that was told before is done: what [`Files::own`] named is watched and
-    /// was looked at. False: not yet.
-    #[must_use]
-    pub fn caught_up(&self, patience: Duration) -> bool {
-        let (done, told) = sync_channel(1);
-        self.send(Message::Ask(done));
-        told.recv_timeout(patience).is_ok()
-    }
-
-    /// Does not watch `path` any more.
-    pub fn forget(&self, path: &Path) {
-        self.send(Message::Forget(path.to_owned()));
-    }
-
-    /// Reports nothing of `path` until the answer is dropped, and then looks: somebody puts another version there and
-    /// says last ([`Files::own`]) that it is the known-good one.
-    #[must_use]
-    pub fn rest(&self, path: &Path) -> Rest {
-        self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.to_owned());
-        Rest { files: self.clone(), path: path.to_owned() }
-    }
-
-    /// Looks at `path` now.
-    pub fn look(&self, path: &Path) {
-        self.send(Message::Look(path.to_owned()));
-    }
-
-    /// Watches these folders from now on, and no others: what lies there and is not owned is told. After the files in
-    /// them are owned.
-    pub fn watch_folders(&self, folders: Vec<Folder>) {
-        self.send(Message::Folders(folders));
-    }
-
-    /// The dirty probe saw something.
-    pub fn dirty(&self, record: FileDirty) {
-        self.send(Message::Dirty(record));
-    }
-
-    /// Ends the thread.
-    pub fn stop(&self) {
-        self.send(Message::Stop);
-    }
-
-    /// How the ways of noticing are.
-    #[must_use]
-    pub fn health(&self) -> Vec<SourceView> {
-        self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
+impl Lane {
     fn send(&self, message: Message) {
         // Both fail only after the thread has ended, with the agent.
         if self.tell.send(message).is_ok() {
@@ -164,30 +110,187 @@ impl Files {
     }
 }
 
-/// Starts the thread.
+/// Where the threads are told things: one owns configs and secrets, the other weights, whose looks take longer.
+#[derive(Clone)]
+pub struct Files {
+    small: Lane,
+    weights: Lane,
+    owned_weights: Arc<Mutex<BTreeMap<PathBuf, KnownGood>>>,
+    doubts: Doubts,
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Files {
+    /// Where `path` is watched.
+    fn lane_of(&self, path: &Path) -> &Lane {
+        if locked(&self.owned_weights).contains_key(path) { &self.weights } else { &self.small }
+    }
+
+    /// How often each kernel queue overflowed: what it would have told is not known, so everything was looked at.
+    #[must_use]
+    pub fn lost(&self) -> BTreeMap<String, u64> {
+        let mut out = locked(&self.small.lost).clone();
+        for (class, n) in locked(&self.weights.lost).iter() {
+            *out.entry(class.clone()).or_default() += n;
+        }
+        out
+    }
+
+    /// Watches `path` from now on, and looks at it at once.
+    pub fn own(&self, path: &Path, known: KnownGood) {
+        let (mine, other) = match known.kind {
+            ContentKind::Weights => (&self.weights, &self.small),
+            ContentKind::Config | ContentKind::Secret => (&self.small, &self.weights),
+        };
+        if known.kind == ContentKind::Weights {
+            locked(&self.owned_weights).insert(path.to_owned(), known.clone());
+        } else {
+            locked(&self.owned_weights).remove(path);
+        }
+        other.send(Message::Forget(path.to_owned()));
+        mine.send(Message::Own(path.to_owned(), Box::new(known)));
+    }
+
+    /// Waits, at most `patience` long, until all that was told of configs and secrets before is done: what [`Files::own`] named
+    /// is watched and was looked at. False: not yet.
+    #[must_use]
+    pub fn caught_up(&self, patience: Duration) -> bool {
+        let (done, told) = sync_channel(1);
+        self.small.send(Message::Ask(done));
+        told.recv_timeout(patience).is_ok()
+    }
+
+    /// Does not watch `path` any more.
+    pub fn forget(&self, path: &Path) {
+        locked(&self.owned_weights).remove(path);
+        self.small.send(Message::Forget(path.to_owned()));
+        self.weights.send(Message::Forget(path.to_owned()));
+    }
+
+    /// Reports nothing of `path` until the answer is dropped, and then looks: somebody puts another version there and
+    /// says last ([`Files::own`]) that it is the known-good one.
+    #[must_use]
+    pub fn rest(&self, path: &Path) -> Rest {
+        locked(&self.resting).insert(path.to_owned());
+        Rest { files: self.clone(), path: path.to_owned() }
+    }
+
+    /// Looks at `path` now.
+    pub fn look(&self, path: &Path) {
+        self.lane_of(path).send(Message::Look(path.to_owned()));
+    }
+
+    /// Looks at `path` after it was restored, and tells what is there also where that is what was told before: it may have
+    /// been changed again, in the same way, before anybody saw it right.
+    pub fn restored(&self, path: &Path) {
+        self.lane_of(path).send(Message::Restored(path.to_owned()));
+    }
+
+    /// Watches these folders from now on, and no others: what lies there and is not owned is told. After the files in
+    /// them are owned.
+    pub fn watch_folders(&self, folders: Vec<Folder>) {
+        self.small.send(Message::Folders(folders));
+    }
+
+    /// The dirty probe saw something.
+    pub fn dirty(&self, record: FileDirty) {
+        if !locked(&self.owned_weights).is_empty() {
+            self.weights.send(Message::Dirty(record));
+        }
+        self.small.send(Message::Dirty(record));
+    }
+
+    /// Ends the threads.
+    pub fn stop(&self) {
+        self.small.send(Message::Stop);
+        self.weights.send(Message::Stop);
+    }
+
+    /// The weights that are owned.
+    #[must_use]
+    pub fn weights(&self) -> BTreeMap<PathBuf, KnownGood> {
+        locked(&self.owned_weights).clone()
+    }
+
+    /// What of them is in doubt, or known to be wrong.
+    #[must_use]
+    pub fn doubts(&self) -> &Doubts {
+        &self.doubts
+    }
+
+    /// How the ways of noticing are.
+    #[must_use]
+    pub fn health(&self) -> Vec<SourceView> {
+        let mut out = locked(&self.small.health).clone();
+        let owned = locked(&self.owned_weights).len();
+        let looking = self.doubts.looking();
+        out.push(SourceView {
+            name: "weights".into(),
+            state: if owned == 0 { Health::Off } else { Health::Ok },
+            detail: match (owned, looking.first()) {
+                (0, _) => "no weights are owned".into(),
+                (n, None) => format!("{n} files, by chunks of 4 MiB"),
+                (n, Some(one)) => format!("{n} files; {one}"),
+            },
+        });
+        // What only they cannot be watched by must be said, too.
+        let troubles = locked(&self.weights.health).clone();
+        let broken = |view: &SourceView| matches!(view.state, Health::Degraded | Health::Unsupported);
+        if owned > 0 {
+            let missing =
+                |view: &SourceView| broken(view) && !out.iter().any(|o| o.name == view.name && broken(o));
+            let new: Vec<SourceView> = troubles.into_iter().filter(missing).collect();
+            out.extend(
+                new.into_iter().map(|view| SourceView { name: format!("{} (weights)", view.name), ..view }),
+            );
+        }
+        out
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Starts the threads.
 pub fn start(
     probes: Option<Arc<Probes>>,
     sweep: Duration,
+    manifests: Manifests,
     out: SyncSender<Event>,
-) -> io::Result<(Files, std::thread::JoinHandle<()>)> {
+) -> io::Result<(Files, [std::thread::JoinHandle<()>; 2])> {
+    let doubts = Doubts::default();
+    let eye = Eye::new(manifests, doubts.clone());
+    let resting = Arc::new(Mutex::new(BTreeSet::new()));
+    let owned_weights = Arc::new(Mutex::new(BTreeMap::new()));
+    let shared = || Shared {
+        resting: Arc::clone(&resting),
+        owned_weights: Arc::clone(&owned_weights),
+        out: out.clone(),
+    };
+    let (small, one) = start_lane("grace-files", probes.clone(), sweep, None, shared())?;
+    let (weights, two) = start_lane("grace-weights", probes, sweep, Some(eye), shared())?;
+    Ok((Files { small, weights, owned_weights, doubts, resting }, [one, two]))
+}
+
+fn start_lane(
+    name: &str,
+    probes: Option<Arc<Probes>>,
+    sweep: Duration,
+    eye: Option<Eye>,
+    shared: Shared,
+) -> io::Result<(Lane, std::thread::JoinHandle<()>)> {
     let (tell, told) = channel();
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let health = Arc::new(Mutex::new(Vec::new()));
     let lost = Arc::new(Mutex::new(BTreeMap::new()));
-    let resting = Arc::new(Mutex::new(BTreeSet::new()));
-    let files = Files {
-        tell,
-        wake: Arc::clone(&wake),
-        health: Arc::clone(&health),
-        lost: Arc::clone(&lost),
-        resting: Arc::clone(&resting),
-    };
+    let lane = Lane { tell, wake: Arc::clone(&wake), health: Arc::clone(&health), lost: Arc::clone(&lost) };
     let mounts = Mounts::open().inspect_err(|err| {
         tracing::warn!(%err, "the mount table cannot be read: the dirty probe is of no use, and mounts over files wait for the sweep");
     });
     let watcher = Watcher {
         probes,
-        out,
+        shared,
         told,
         wake,
         health,
@@ -197,19 +300,19 @@ pub fn start(
         files: BTreeMap::new(),
         by_inode: BTreeMap::new(),
         folders: Folders::default(),
-        resting,
         lost,
         sweep,
         next_sweep: clock::boottime().after(sweep),
         asked: Vec::new(),
+        eye,
         stop: false,
     };
     watcher.tell_health();
-    let thread = std::thread::Builder::new().name("grace-files".into()).spawn(move || {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
         prompt();
         watcher.run();
     })?;
-    Ok((files, thread))
+    Ok((lane, thread))
 }
 
 /// An owned file.
@@ -231,6 +334,8 @@ struct Watched {
     writer: Option<Suspect>,
     /// Looks to come, earliest first, and how each was prompted.
     due: BTreeSet<(Timestamp, u8)>,
+    /// When something was last noticed of it.
+    noticed_at: Timestamp,
     /// Not before then: see [`REST`].
     rest_until: Timestamp,
     /// Since when the report waits for the writer's name.
@@ -256,9 +361,18 @@ struct Suspect {
 /// An inode and its change time.
 type Stamp = (u64, u64, i64, u64);
 
+/// What the threads share.
+struct Shared {
+    /// Files of which nothing is reported just now.
+    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// The weights that are owned.
+    owned_weights: Arc<Mutex<BTreeMap<PathBuf, KnownGood>>>,
+    out: SyncSender<Event>,
+}
+
 struct Watcher {
     probes: Option<Arc<Probes>>,
-    out: SyncSender<Event>,
+    shared: Shared,
     told: Receiver<Message>,
     wake: Arc<OwnedFd>,
     health: Arc<Mutex<Vec<SourceView>>>,
@@ -270,14 +384,21 @@ struct Watcher {
     /// One inode can be several owned files: hard links.
     by_inode: BTreeMap<InodeKey, BTreeSet<PathBuf>>,
     folders: Folders,
-    /// Files of which nothing is reported just now.
-    resting: Arc<Mutex<BTreeSet<PathBuf>>>,
     lost: Arc<Mutex<BTreeMap<String, u64>>>,
     sweep: Duration,
     next_sweep: Timestamp,
     /// Who waits for the end of this round.
     asked: Vec<SyncSender<()>>,
+    /// Looks at weights, where this thread owns those.
+    eye: Option<Eye>,
     stop: bool,
+}
+
+impl Shared {
+    /// Whether `path` is among `files`, which this thread owns, or owned by the other one.
+    fn owns(&self, files: &BTreeMap<PathBuf, Watched>, path: &Path) -> bool {
+        files.contains_key(path) || locked(&self.owned_weights).contains_key(path)
+    }
 }
 
 impl Watcher {
@@ -306,8 +427,8 @@ impl Watcher {
             }
             if self.folders.next().is_some_and(|at| at <= now) {
                 let before = self.folders.marked.clone();
-                let files = &self.files;
-                let came = self.folders.due(now, |path| files.contains_key(path));
+                let (files, shared) = (&self.files, &self.shared);
+                let came = self.folders.due(now, |path| shared.owns(files, path));
                 self.tell_strangers(came, Via::Look, &before);
             }
             self.look_at_due();
@@ -349,7 +470,7 @@ impl Watcher {
     fn hear(&mut self, change: Change, via: Via) {
         if let Change::Entry { path, pid } = &change
             && self.folders.concerns(path)
-            && !self.files.contains_key(path)
+            && !self.shared.owns(&self.files, path)
             && *pid != std::process::id()
         {
             let writer = self.suspect(*pid).map(|suspect| suspect.actor);
@@ -396,8 +517,8 @@ impl Watcher {
     /// Looks at all watched folders.
     fn sweep_folders(&mut self) {
         let before = self.folders.marked.clone();
-        let files = &self.files;
-        let found = self.folders.sweep(|path| files.contains_key(path));
+        let (files, shared) = (&self.files, &self.shared);
+        let found = self.folders.sweep(|path| shared.owns(files, path));
         self.tell_strangers(found, Via::Sweep, &before);
     }
 
@@ -476,6 +597,7 @@ impl Watcher {
                     stamp: None,
                     writer: None,
                     due,
+                    noticed_at: Timestamp::default(),
                     rest_until: now,
                     waits_since: None,
                     right_at: Timestamp::default(),
@@ -484,9 +606,14 @@ impl Watcher {
                 self.files.insert(path, watched);
                 self.tell_health();
             }
-            Message::Forget(path) => self.forget(&path),
+            Message::Forget(path) => {
+                if locked(&self.shared.owned_weights).contains_key(&path) {
+                    self.folders.owned(&path);
+                }
+                self.forget(&path);
+            }
             Message::Rested(path) => {
-                self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&path);
+                locked(&self.shared.resting).remove(&path);
                 if let Some(watched) = self.files.get_mut(&path) {
                     watched.due.insert((now, via_rank(Via::Look)));
                 }
@@ -500,6 +627,12 @@ impl Watcher {
             }
             Message::Look(path) => {
                 if let Some(watched) = self.files.get_mut(&path) {
+                    watched.due.insert((now, via_rank(Via::Look)));
+                }
+            }
+            Message::Restored(path) => {
+                if let Some(watched) = self.files.get_mut(&path) {
+                    watched.reported = None;
                     watched.due.insert((now, via_rank(Via::Look)));
                 }
             }
@@ -530,6 +663,7 @@ impl Watcher {
                         count: 1,
                         task: record.task,
                     });
+                    watched.noticed_at = now;
                     watched.due.insert((now, rank));
                     watched.due.extend(AGAIN.map(|after| (now.after(after), rank)));
                 }
@@ -541,6 +675,9 @@ impl Watcher {
 
     fn forget(&mut self, path: &Path) {
         let Some(watched) = self.files.remove(path) else { return };
+        if let Some(eye) = &mut self.eye {
+            eye.forget(path);
+        }
         self.unwatch_inode(path, watched.identity);
         self.marks.remove(path);
         self.tell_health();
@@ -628,7 +765,23 @@ impl Watcher {
         }
     }
 
+    /// Weights are watched before their first look, which may take long.
+    fn watch_first(&mut self, path: &Path) {
+        let new = self.files.get(path).is_some_and(|watched| watched.marked.is_none());
+        if self.eye.is_none() || !new {
+            return;
+        }
+        let Some(id) = rustix::fs::lstat(path).ok().map(|stat| crate::file_meta::id(&stat)) else { return };
+        let identity = self.identify(path).or_else(|| by_number(id));
+        self.watch_inode(path, identity);
+        self.marks.file(path);
+        if let Some(watched) = self.files.get_mut(path) {
+            (watched.marked, watched.identity) = (Some(id), identity);
+        }
+    }
+
     fn look_at(&mut self, path: &Path, now: Timestamp) {
+        self.watch_first(path);
         let Some(watched) = self.files.get_mut(path) else { return };
         let mut via = via_rank(Via::Sweep);
         while let Some((at, rank)) = watched.due.first().copied().filter(|(at, _)| *at <= now) {
@@ -650,7 +803,18 @@ impl Watcher {
         let (mut marked, mut identity, mut mapper) = (watched.marked, watched.identity, watched.mapper);
         let last_hint = watched.due.is_empty();
         let touched_by: Vec<u32> = watched.touches.iter().map(|touch| touch.task.tgid).collect();
-        let mut state = look(path, Some(&known));
+        let quiet = now.since(watched.noticed_at);
+        let mut state = match &mut self.eye {
+            None => look(path, Some(&known)),
+            Some(eye) => match eye.look(path, &known, via_of(via), quiet) {
+                Looked::State(state) => state,
+                Looked::Later(wait) => {
+                    watched.rest_until = now;
+                    watched.due.insert((clock::boottime().after(wait), via));
+                    return;
+                }
+            },
+        };
         // A new object at the path must be watched before it is judged, or a change between the two is missed. On an
         // overlay the first write makes one without changing its number.
         for _ in 0..3 {
@@ -677,7 +841,14 @@ impl Watcher {
             if id.is_none() {
                 break;
             }
-            state = look(path, Some(&known));
+            state = match &mut self.eye {
+                None => look(path, Some(&known)),
+                Some(eye) => match eye.look(path, &known, via_of(via), quiet) {
+                    Looked::State(state) => state,
+                    // The state of a moment ago; another look follows.
+                    Looked::Later(_) => break,
+                },
+            };
         }
         // Who dirtied it without a word from fanotify may have it mapped, and store more without a word from anyone.
         if let Some(names) = identity.map(|i| i.names()).filter(|_| last_hint) {
@@ -692,7 +863,12 @@ impl Watcher {
         if mapper.is_some() && last_hint {
             watched.due.insert((clock::boottime().after(WHILE_MAPPED), via_rank(Via::Mapped)));
         }
-        watched.rest_until = clock::boottime().after(watch.elapsed() * REST);
+        let rest = if self.eye.is_some() {
+            (watch.elapsed() * REST).min(WEIGHTS_REST)
+        } else {
+            watch.elapsed() * REST
+        };
+        watched.rest_until = clock::boottime().after(rest);
         let readable = !matches!(state, FileState::Unreadable { .. });
         let right = readable && watched.known.drift(&state).is_empty();
         if right {
@@ -721,7 +897,7 @@ impl Watcher {
             }
         }
         watched.waits_since = None;
-        if self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(path) {
+        if locked(&self.shared.resting).contains(path) {
             return;
         }
         watched.reported = Some(state.clone());
@@ -735,7 +911,7 @@ impl Watcher {
 
     fn send(&self, kind: Kind) {
         // Fails only when the engine has ended, with the agent.
-        drop(self.out.send(Event { at: clock::boottime(), kind }));
+        drop(self.shared.out.send(Event { at: clock::boottime(), kind }));
     }
 
     fn tell_health(&self) {
@@ -792,7 +968,8 @@ impl Watched {
         if suspect.is_some() {
             self.writer = suspect;
         }
-        self.due.insert((clock::boottime(), via_rank(via)));
+        self.noticed_at = clock::boottime();
+        self.due.insert((self.noticed_at, via_rank(via)));
     }
 }
 

@@ -3,9 +3,10 @@
 //! Used by every source of file changes and by `grace verify`. A look never claims a state that was not seen whole:
 //! see [`look`] for what is said of a file that keeps changing.
 
+use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::fstat;
+use rustix::fs::{Stat, fstat};
 use rustix::io::Errno;
 
 use crate::file_meta::{self, words};
@@ -29,29 +30,9 @@ pub use crate::file_meta::MAX_CONTENT;
 #[must_use]
 pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
     let unreadable = |why: String| FileState::Unreadable { why };
-    let parent = match Parent::open(path) {
-        Ok(parent) => parent,
-        Err(PathError::FolderMissing { .. }) => return FileState::Missing,
-        // The file had no link on its way when it was snapshotted: whoever put one there replaced the file.
-        Err(err @ PathError::LinkOnTheWay { .. }) => {
-            return link_on_the_way(path)
-                .filter(|_| known.is_some())
-                .unwrap_or_else(|| unreadable(err.to_string()));
-        }
-        Err(PathError::OpenFolder { source, .. }) => {
-            return unreadable(format!("its folder: {}", words(source)));
-        }
-        Err(err) => return unreadable(err.to_string()),
-    };
-    let (mut file, mut before) = match parent.entry() {
-        Ok(Entry::Missing) => return FileState::Missing,
-        Ok(Entry::Other(stat)) => {
-            return FileState::NotRegular { what: file_meta::kind(&stat).into(), id: file_meta::id(&stat) };
-        }
-        Ok(Entry::Regular(file, stat)) => (file, stat),
-        Err(Errno::NOENT) => return unreadable("/proc is not mounted".into()),
-        Err(Errno::AGAIN) => return unreadable("another program holds a lease on it".into()),
-        Err(errno) => return unreadable(words(errno)),
+    let (mut file, mut before) = match open(path, known) {
+        Ok(opened) => opened,
+        Err(state) => return state,
     };
 
     let id = file_meta::id(&before);
@@ -65,7 +46,7 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
             }
         };
         if known.is_some_and(|known| known.meta.size != meta.size) {
-            return FileState::Regular { id, meta, digest: None };
+            return FileState::Regular { id, meta, digest: None, hurt: None };
         }
         if known.is_none() && meta.size > MAX_CONTENT {
             return unreadable(format!(
@@ -84,17 +65,17 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
             Err(errno) => return unreadable(words(errno)),
         };
         if read == meta.size && file_meta::same(&before, &after) {
-            return FileState::Regular { id, meta, digest: Some(digest) };
+            return FileState::Regular { id, meta, digest: Some(digest), hurt: None };
         }
         tries += 1;
         if tries == TRIES {
             return match known {
                 Some(known) if file_meta::size(&after) != known.meta.size => {
                     let meta = Meta { size: file_meta::size(&after), ..meta };
-                    FileState::Regular { id, meta, digest: None }
+                    FileState::Regular { id, meta, digest: None, hurt: None }
                 }
                 Some(known) if digest != known.digest => {
-                    FileState::Regular { id, meta, digest: Some(digest) }
+                    FileState::Regular { id, meta, digest: Some(digest), hurt: None }
                 }
                 _ => unreadable(format!("it changed during each of {TRIES} looks")),
             };
@@ -103,6 +84,36 @@ pub fn look(path: &Path, known: Option<&KnownGood>) -> FileState {
         if let Err(err) = std::io::Seek::rewind(&mut file) {
             return unreadable(err.to_string());
         }
+    }
+}
+
+/// The regular file at `path`, open, as it is now; else what lies there instead. With `known`, a link on the way is a state
+/// like any other.
+pub(super) fn open(path: &Path, known: Option<&KnownGood>) -> Result<(File, Stat), FileState> {
+    let unreadable = |why: String| FileState::Unreadable { why };
+    let parent = match Parent::open(path) {
+        Ok(parent) => parent,
+        Err(PathError::FolderMissing { .. }) => return Err(FileState::Missing),
+        // The file had no link on its way when it was snapshotted: whoever put one there replaced the file.
+        Err(err @ PathError::LinkOnTheWay { .. }) => {
+            return Err(link_on_the_way(path)
+                .filter(|_| known.is_some())
+                .unwrap_or_else(|| unreadable(err.to_string())));
+        }
+        Err(PathError::OpenFolder { source, .. }) => {
+            return Err(unreadable(format!("its folder: {}", words(source))));
+        }
+        Err(err) => return Err(unreadable(err.to_string())),
+    };
+    match parent.entry() {
+        Ok(Entry::Missing) => Err(FileState::Missing),
+        Ok(Entry::Other(stat)) => {
+            Err(FileState::NotRegular { what: file_meta::kind(&stat).into(), id: file_meta::id(&stat) })
+        }
+        Ok(Entry::Regular(file, stat)) => Ok((file, stat)),
+        Err(Errno::NOENT) => Err(unreadable("/proc is not mounted".into())),
+        Err(Errno::AGAIN) => Err(unreadable("another program holds a lease on it".into())),
+        Err(errno) => Err(unreadable(words(errno))),
     }
 }
 

@@ -44,6 +44,29 @@ pub(super) fn is_mapped_by(pid: u32, inodes: &[InodeKey]) -> bool {
     matches!(maps(pid, inodes), Answer::Yes)
 }
 
+/// The processes that have one of `inodes` mapped in any way, except this one. Those that could not be looked at in time
+/// are not among them.
+#[must_use]
+pub fn mappers(inodes: &[InodeKey]) -> Vec<u32> {
+    let watch = Stopwatch::start();
+    let mut out = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if watch.elapsed() > TIME_MAX || out.len() == MAPPERS_MAX {
+            break;
+        }
+        if pid != std::process::id() && matches!(table(pid, inodes, false), Answer::Yes) {
+            out.push(pid);
+        }
+    }
+    out
+}
+
+/// Processes that [`mappers`] tells at most.
+const MAPPERS_MAX: usize = 1024;
+
 enum Answer {
     Yes,
     No,
@@ -51,6 +74,11 @@ enum Answer {
 }
 
 fn maps(pid: u32, inodes: &[InodeKey]) -> Answer {
+    table(pid, inodes, true)
+}
+
+/// Reads the table of `pid`; `stores`: only mappings count whose stores reach the file.
+fn table(pid: u32, inodes: &[InodeKey], stores: bool) -> Answer {
     let path = Path::new("/proc").join(pid.to_string()).join(OsStr::new("maps"));
     // Gone, or a kernel thread.
     let Ok(file) = File::open(path) else { return Answer::No };
@@ -63,7 +91,7 @@ fn maps(pid: u32, inodes: &[InodeKey]) -> Answer {
             Ok(0) | Err(_) => return Answer::No,
             Ok(_) => {}
         }
-        if maps_one_of(&line, inodes) {
+        if maps_one_of(&line, inodes, stores) {
             return Answer::Yes;
         }
     }
@@ -71,11 +99,11 @@ fn maps(pid: u32, inodes: &[InodeKey]) -> Answer {
 
 /// A line of proc_pid_maps(5): range, permissions, offset, device, inode, and then a name, which is not looked at: it is
 /// whatever the file's owner chose, with its line breaks escaped by the kernel.
-fn maps_one_of(line: &[u8], inodes: &[InodeKey]) -> bool {
+fn maps_one_of(line: &[u8], inodes: &[InodeKey], stores: bool) -> bool {
     let mut words = line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
     let mut found = || {
         let permissions = words.nth(1)?;
-        if permissions.get(1) != Some(&b'w') || permissions.get(3) != Some(&b's') {
+        if stores && (permissions.get(1) != Some(&b'w') || permissions.get(3) != Some(&b's')) {
             return None;
         }
         let device = std::str::from_utf8(words.nth(1)?).ok()?;
@@ -94,13 +122,15 @@ mod tests {
     #[test]
     fn only_shared_writable_mappings_of_the_file_count() {
         let key = [InodeKey { dev: (0xfe << 20) | 3, _pad: 0, ino: 42 }];
-        let line = |text: &str| maps_one_of(text.as_bytes(), &key);
+        let line = |text: &str| maps_one_of(text.as_bytes(), &key, true);
         assert!(line("7f00-7f10 rw-s 00000000 fe:03 42 /etc/a\n"));
         assert!(line("7f00-7f10 -w-s 00000000 fe:03 42                 /a (deleted)\n"));
         assert!(!line("7f00-7f10 r--s 00000000 fe:03 42 /etc/a\n"));
         assert!(!line("7f00-7f10 rw-p 00000000 fe:03 42 /etc/a\n"));
         assert!(!line("7f00-7f10 rw-s 00000000 fe:03 43 /x rw-s 0 fe:03 42\n"));
         assert!(!line("7f00-7f10 rw-p 00000000 00:00 0 rw-s 00000000 fe:03 42\n"));
+        assert!(maps_one_of(b"7f00-7f10 r--p 00000000 fe:03 42 /etc/a\n", &key, false));
+        assert!(!maps_one_of(b"7f00-7f10 r--p 00000000 fe:03 43 /etc/a\n", &key, false));
         assert!(!line("rw-s") && !line("") && !line("a rw-s 0 ffffffffff:0 42"));
     }
 }

@@ -1,12 +1,17 @@
 //! `model_integrity`: a model's weights are not what they were, or it answers worse than it did.
 //!
-//! Sees `FileSeen` of files that were snapshotted as weights, and `Accuracy`. Fires when a weights file differs from its
-//! snapshot, and when a model's accuracy falls by more than `accuracy_drop_percent` of its baseline. Remedy for weights:
-//! restore them; for accuracy with intact weights there is nothing to restore: a task.
+//! Sees `FileSeen` of files that were snapshotted as weights, `Accuracy`, and `CanarySeen`. Fires when a weights file differs
+//! from its snapshot, when a model's accuracy falls by more than `accuracy_drop_percent` of its baseline, and when it does
+//! not answer its canary as it did. Remedy for weights: restore them; for worse answers of intact weights there is nothing
+//! to restore: a task.
+
+mod kept;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use kept::Kept;
 
 use super::{Spec, Trigger};
 use crate::action::Action;
@@ -21,12 +26,15 @@ pub static SPEC: Spec = Spec {
     name: "model_integrity",
     summary: "a model's weights differ from their snapshot, or its accuracy fell",
     help: "Watches every file that was snapshotted as weights (by a [[model]] table, `--kind weights`, or its name: \
-           .safetensors, .gguf, .pt, .pth, .onnx, .ckpt) and the accuracy that applications report (`grace accuracy`). \
-           Weights: fires at once on any difference, puts the known-good content back, clears when it is seen to be \
-           right; a change that keeps coming back is a fight, as in config_drift. Accuracy: the baseline is the median of \
+           .safetensors, .gguf, .pt, .pth, .onnx, .ckpt), the accuracy that applications report (`grace accuracy`), and \
+           the canary of a [[model]]. Weights: fires at once on any difference, says which tensors and layers it \
+           touches, puts the known-good content back (only the chunks that differ, in place, unless `repair` says \
+           otherwise), clears when all of the file is seen to be right; a change that keeps coming back is a fight, as \
+           in config_drift. Accuracy: the baseline is the median of \
            the last 20 values in which nothing was wrong, and it is learning until there are `samples` of them; fires \
-           when a value is more than `accuracy_drop_percent` below, clears when one is back within half of that. Whether \
-           the weights are intact is said with it.",
+           when a value is more than `accuracy_drop_percent` below and further than these values scatter, clears when \
+           one is back within half of that; the baseline outlives the agent. Canary: fires when the answers are not the known-good ones, clears when they \
+           are again. Whether the weights are intact is said with both.",
     subjects: "weights files and models",
     remedy: "restore the weights → task; accuracy with intact weights: task",
     needs: "as config_drift; accuracy needs somebody who reports it",
@@ -54,8 +62,12 @@ struct Model {
     files: Vec<PathBuf>,
     /// Values of accuracy in which nothing was wrong, oldest first.
     healthy: VecDeque<f64>,
-    /// Since when its accuracy is too low.
-    low: Option<Timestamp>,
+    /// A higher value is worse.
+    lower_is_better: bool,
+    /// Since when its accuracy is too low, and what was last reported.
+    low: Option<(Timestamp, f64)>,
+    /// Since when it does not answer as it did, and how.
+    wrong: Option<(Timestamp, String)>,
 }
 
 impl Model {
@@ -63,6 +75,13 @@ impl Model {
         let mut values: Vec<f64> = self.healthy.iter().copied().collect();
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied()
+    }
+
+    /// How far its healthy values lie from `baseline`: the median of that, made to be like a standard deviation.
+    fn scatter(&self, baseline: f64) -> f64 {
+        let mut apart: Vec<f64> = self.healthy.iter().map(|value| (value - baseline).abs()).collect();
+        apart.sort_by(f64::total_cmp);
+        apart.get(apart.len() / 2).copied().unwrap_or_default() * 1.4826
     }
 }
 
@@ -96,58 +115,110 @@ impl ModelIntegrity {
             return Vec::new();
         };
         let drop = self.settings.accuracy_drop_percent / 100.0;
-        // Half of the fall must be made up for before it is over.
-        let limit = baseline * (1.0 - if model.low.is_some() { drop / 2.0 } else { drop });
-        if value < limit {
-            let since = *model.low.get_or_insert(now);
-            let model = &self.models[name];
-            return vec![Verdict::Holds(Box::new(self.finding(name, model, value, baseline, since)))];
+        // Half of the fall must be made up for before it is over. A value among the usual ones is no fall, however they scatter.
+        let share = if model.low.is_some() { drop / 2.0 } else { drop };
+        let tolerated = (baseline.abs() * share)
+            .max((SCATTER * model.scatter(baseline)).min(baseline.abs() * SCATTER_MAX));
+        let fall = if model.lower_is_better { value - baseline } else { baseline - value };
+        if fall > tolerated {
+            model.low = Some((model.low.map_or(now, |low| low.0), value));
+            return self.judge(name);
         }
         model.healthy.push_back(value);
         if model.healthy.len() > HISTORY {
             model.healthy.pop_front();
         }
         match model.low.take() {
-            Some(_) => vec![Verdict::Cleared(
-                Subject::Model(name.to_owned()),
-                format!("accuracy is {value} again, against {baseline}"),
-            )],
+            Some(_) => self.over(name, format!("accuracy is {value} again, against {baseline}")),
             None => Vec::new(),
         }
     }
 
-    fn finding(&self, name: &str, model: &Model, value: f64, baseline: f64, since: Timestamp) -> Finding {
+    fn canary(&mut self, name: &str, same: bool, said: &str, now: Timestamp) -> Vec<Verdict> {
+        if !self.models.contains_key(name) && self.models.len() >= MODELS_MAX {
+            return Vec::new();
+        }
+        let model = self.models.entry(name.to_owned()).or_default();
+        if same {
+            return match model.wrong.take() {
+                Some(_) => self.over(name, said.to_owned()),
+                None => Vec::new(),
+            };
+        }
+        let since = model.wrong.as_ref().map_or(now, |wrong| wrong.0);
+        model.wrong = Some((since, said.to_owned()));
+        self.judge(name)
+    }
+
+    /// One of the two is over: the model is well if the other is not wrong.
+    fn over(&self, name: &str, how: String) -> Vec<Verdict> {
+        match self.judge(name) {
+            still if !still.is_empty() => still,
+            _ => vec![Verdict::Cleared(Subject::Model(name.to_owned()), how)],
+        }
+    }
+
+    /// What is wrong with how `name` answers.
+    fn judge(&self, name: &str) -> Vec<Verdict> {
+        let Some(model) = self.models.get(name) else { return Vec::new() };
+        let baseline = model.baseline().unwrap_or_default();
+        let fall = model.low.map(|(_, value)| {
+            let percent = (value - baseline).abs() / baseline.abs() * 100.0;
+            let verb = if model.lower_is_better { "rose" } else { "fell" };
+            format!("accuracy {verb} by {percent:.1} %")
+        });
+        let wrong = model.wrong.as_ref().map(|(_, said)| format!("canary: {said}"));
+        let since = [model.low.map(|low| low.0), model.wrong.as_ref().map(|wrong| wrong.0)];
+        let Some(since) = since.into_iter().flatten().min() else { return Vec::new() };
+        let what: Vec<String> = fall.into_iter().chain(wrong).collect();
+        let right = |want| move |path: &&PathBuf| self.files.right(path) == want;
+        let damaged: Vec<String> =
+            model.files.iter().filter(right(Some(false))).map(|path| path.display().to_string()).collect();
         let weights = match model.files.len() {
             0 => "no weights of it are owned",
-            _ if model.files.iter().any(|path| self.files.right(path) == Some(false)) => {
-                "its weights are damaged"
-            }
-            _ if model.files.iter().all(|path| self.files.right(path) == Some(true)) => {
-                "its weights are intact"
-            }
+            _ if !damaged.is_empty() => "its weights are damaged",
+            _ if model.files.iter().all(|path| right(Some(true))(&path)) => "its weights are intact",
             _ => "its weights were not all seen yet",
         };
-        let fall = (1.0 - value / baseline) * 100.0;
-        Finding {
+        let side = if model.lower_is_better { "above" } else { "below" };
+        vec![Verdict::Holds(Box::new(Finding {
             subject: Subject::Model(name.to_owned()),
             since,
-            summary: format!("accuracy fell by {fall:.1} %; {weights}"),
-            measured: format!("{value}"),
-            threshold: format!("{} % below the baseline", self.settings.accuracy_drop_percent),
-            baseline: format!("{baseline} (median of {} values)", model.healthy.len()),
+            summary: format!("{}; {weights}", what.join("; ")),
+            measured: model.low.map_or_else(|| "other answers".to_owned(), |(_, value)| value.to_string()),
+            threshold: match model.low {
+                Some(_) => format!("{} % {side} the baseline", self.settings.accuracy_drop_percent),
+                None => "the known-good answers".to_owned(),
+            },
+            baseline: match model.low {
+                Some(_) => format!("{baseline} (median of {} values)", model.healthy.len()),
+                None => "the known-good answers".to_owned(),
+            },
             writer: None,
             noticed_by: None,
-            evidence: Vec::new(),
+            evidence: damaged
+                .iter()
+                .take(16)
+                .map(|path| format!("damaged: {}", path.escape_debug()))
+                .collect(),
             remedy: vec![Action::FileTask {
                 title: "Find out why a model answers worse than it did".into(),
-                acceptance: "its accuracy is back within half of the tolerated fall".into(),
+                acceptance:
+                    "its accuracy is back within half of the tolerated fall, and its canary answers as it did"
+                        .into(),
             }],
             delay: Duration::ZERO,
             hold: None,
             depends_on: model.files.iter().cloned().map(Subject::File).collect(),
-        }
+        }))]
     }
 }
+
+/// So many times as far as healthy values scatter is further than they scatter.
+const SCATTER: f64 = 3.0;
+
+/// However values scatter, one that is further off than this share of the baseline is a fall.
+const SCATTER_MAX: f64 = 0.5;
 
 impl Trigger for ModelIntegrity {
     fn spec(&self) -> &'static Spec {
@@ -158,11 +229,28 @@ impl Trigger for ModelIntegrity {
         self.files.len() + self.models.len()
     }
 
+    fn learned(&self) -> Option<serde_json::Value> {
+        Kept::of(&self.models)
+    }
+
     fn on_event(&mut self, event: &Event) -> Vec<Verdict> {
         match &event.kind {
+            Kind::Learned { trigger, state } if trigger == SPEC.name => {
+                for (name, values) in Kept::read(state) {
+                    let room = self.models.len() < MODELS_MAX || self.models.contains_key(&name);
+                    // What came since this agent runs is newer.
+                    if room && self.models.get(&name).is_none_or(|model| model.healthy.is_empty()) {
+                        self.models.entry(name).or_default().healthy = values.into();
+                    }
+                }
+                Vec::new()
+            }
             Kind::Accuracy { model, value } => self.accuracy(model, *value, event.at),
-            Kind::ModelDeclared { name, files } => {
-                self.models.entry(name.clone()).or_default().files.clone_from(files);
+            Kind::CanarySeen { model, same, said } => self.canary(model, *same, said, event.at),
+            Kind::ModelDeclared { name, files, lower_is_better } => {
+                let model = self.models.entry(name.clone()).or_default();
+                model.files.clone_from(files);
+                model.lower_is_better = *lower_is_better;
                 Vec::new()
             }
             _ => self.files.on_event(event),
@@ -196,6 +284,70 @@ mod tests {
         );
         assert!(matches!(say(&mut t, 0.75)[..], [Verdict::Holds(_)]), "better, but not well");
         assert!(matches!(say(&mut t, 0.80)[..], [Verdict::Cleared(..)]));
+    }
+
+    #[test]
+    fn a_model_is_well_only_when_neither_accuracy_nor_canary_is_wrong() {
+        let mut t = learnt();
+        let canary = |t: &mut ModelIntegrity, same| {
+            let kind = Kind::CanarySeen { model: "m".into(), same, said: "it answers `3`".into() };
+            t.on_event(&Event { at: Timestamp(2), kind })
+        };
+        assert_eq!(canary(&mut t, true), []);
+        assert!(
+            matches!(&canary(&mut t, false)[..], [Verdict::Holds(f)] if f.summary.contains("`3`; no weights"))
+        );
+        assert!(
+            matches!(&say(&mut t, 0.5)[..], [Verdict::Holds(f)] if f.summary.contains("fell by 41.2 %; canary"))
+        );
+        assert!(matches!(&canary(&mut t, true)[..], [Verdict::Holds(f)] if !f.summary.contains("canary")));
+        assert!(matches!(say(&mut t, 0.85)[..], [Verdict::Cleared(..)]));
+    }
+
+    #[test]
+    fn a_loss_that_rises_is_a_fall_and_what_scatters_is_not() {
+        let mut t = ModelIntegrity::new(config::ModelIntegrity::default());
+        let kind = Kind::ModelDeclared { name: "m".into(), files: Vec::new(), lower_is_better: true };
+        t.on_event(&Event { at: Timestamp(1), kind });
+        for value in [1.0, 1.0, 1.0] {
+            assert_eq!(say(&mut t, value), []);
+        }
+        assert_eq!(say(&mut t, 0.2), [], "a loss that falls is good");
+        assert!(matches!(&say(&mut t, 1.3)[..], [Verdict::Holds(f)] if f.summary.contains("rose by 30.0 %")));
+        let mut noisy = ModelIntegrity::new(config::ModelIntegrity::default());
+        for value in [0.5, 0.7, 0.9, 0.6, 0.8] {
+            assert_eq!(say(&mut noisy, value), []);
+        }
+        assert_eq!(say(&mut noisy, 0.5), [], "as far as its values scatter");
+        assert!(matches!(say(&mut noisy, 0.1)[..], [Verdict::Holds(_)]));
+    }
+
+    #[test]
+    fn the_baseline_outlives_the_agent() {
+        let mut before = learnt();
+        assert!(matches!(say(&mut before, 0.5)[..], [Verdict::Holds(_)]), "what is wrong is not kept");
+        let state = before.learned().unwrap();
+        let after = |state: &serde_json::Value| {
+            let mut t = ModelIntegrity::new(config::ModelIntegrity::default());
+            let kind = Kind::Learned { trigger: SPEC.name.into(), state: state.clone() };
+            assert_eq!(t.on_event(&Event { at: Timestamp(1), kind }), []);
+            t
+        };
+        assert!(
+            matches!(&say(&mut after(&state), 0.5)[..], [Verdict::Holds(f)] if f.baseline.starts_with("0.85 (median of 3"))
+        );
+        assert_eq!(say(&mut after(&state), 0.84), []);
+        for (at, wrong) in [
+            ("/version", serde_json::json!(2)),
+            ("/accuracy/m/1", serde_json::json!(-1)),
+            ("/accuracy/m", serde_json::json!(vec![0.5; 21])),
+            ("/accuracy/m/0", serde_json::json!("1")),
+        ] {
+            let mut state = state.clone();
+            *state.pointer_mut(at).unwrap() = wrong;
+            assert_eq!(say(&mut after(&state), 0.5), [], "{at}");
+        }
+        assert!(ModelIntegrity::new(config::ModelIntegrity::default()).learned().is_none());
     }
 
     #[test]

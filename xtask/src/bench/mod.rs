@@ -21,6 +21,7 @@ mod stats;
 mod store;
 mod syscall;
 mod tasks;
+mod weights;
 mod write;
 
 use std::fs;
@@ -82,6 +83,8 @@ enum Name {
     Store,
     /// How long claiming a task takes while 100,000 wait
     Tasks,
+    /// A page of a large file of weights is changed; hashing it; reading it while it is scrubbed
+    Weights,
 }
 
 /// What every benchmark needs to know.
@@ -132,6 +135,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Scan => scan::measure(&bench),
             Name::Store => store::measure(&bench),
             Name::Tasks => tasks::measure(&bench),
+            Name::Weights => weights::measure(&bench),
         };
         match table {
             Ok(mut table) => {

@@ -54,6 +54,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if let Err(err) = setup::ensure(Part::Clients) {
         eprintln!("test: the Python client is not tested: {err:#}");
     }
+    if let Err(err) = setup::ensure(Part::Weights) {
+        eprintln!("test: weights of real libraries are not tested: {err:#}");
+    }
     let mut features = Vec::new();
     if !process::is_root() {
         not_run.push((
