@@ -145,7 +145,11 @@ impl Running {
     fn settle(&self) -> Result<()> {
         wait_until("the model is whole", PATIENCE, || {
             thread::sleep(Duration::from_millis(20));
-            let clear = |firings: Vec<serde_json::Value>| firings.iter().all(|f| f["state"] == "cleared");
+            // The host may be busy, which is told, too.
+            let ours = |f: &&serde_json::Value| f["trigger"] == "model_integrity";
+            let clear = |firings: Vec<serde_json::Value>| {
+                firings.iter().filter(ours).all(|f| f["state"] == "cleared")
+            };
             let busy = |status: &serde_json::Value| {
                 let sources = status["sources"].as_array().cloned().unwrap_or_default();
                 sources.iter().any(|s| s["name"] == "weights" && s["detail"].to_string().contains('%'))
@@ -166,7 +170,6 @@ impl Running {
             let (mut good, mut now) = (vec![0; PAGE], vec![0; PAGE]);
             file.read_exact_at(&mut good, at)?;
             let bad: Vec<u8> = good.iter().map(|byte| !byte).collect();
-            let before = self.agent.firings()?.len();
             file.write_all_at(&bad, at)?;
             let began = now_ns();
             loop {
@@ -181,10 +184,11 @@ impl Running {
                 }
             }
             self.settle()?;
+            // The newest: `again` names the one before.
             let firings = self.agent.firings()?;
-            let new = firings.len().saturating_sub(before);
-            let told = firings.iter().rev().chain(&firings).take(new.max(1));
-            own.extend(told.filter_map(|f| f["repaired_us"].as_f64()).map(|us| us / 1e3).take(1));
+            let ours = firings.iter().filter(|f| f["trigger"] == "model_integrity");
+            let newest = ours.max_by(|a, b| a["since"].as_str().cmp(&b["since"].as_str()));
+            own.extend(newest.and_then(|f| f["repaired_us"].as_f64()).map(|us| us / 1e3));
         }
         Ok(())
     }
