@@ -6,6 +6,7 @@
 mod agent;
 mod drift;
 mod empty_probe;
+mod gpu;
 mod guard;
 mod idle;
 pub(crate) mod noise;
@@ -77,6 +78,8 @@ enum Name {
     Records,
     /// How many source files a second are checked for syntax errors
     Scan,
+    /// What looking at GPUs takes, and how soon a fault is a firing
+    Gpu,
     /// Snapshots and their verification; a thousand files changed at once
     Store,
 }
@@ -127,6 +130,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Ring => ring::measure(&bench),
             Name::Records => records::measure(&bench),
             Name::Scan => scan::measure(&bench),
+            Name::Gpu => gpu::measure(&bench),
             Name::Store => store::measure(&bench),
         };
         match table {
