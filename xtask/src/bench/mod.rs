@@ -6,6 +6,7 @@
 mod agent;
 mod drift;
 mod empty_probe;
+mod gpu;
 mod guard;
 mod idle;
 pub(crate) mod noise;
@@ -79,6 +80,8 @@ enum Name {
     Records,
     /// How many source files a second are checked for syntax errors
     Scan,
+    /// What looking at GPUs takes, and how soon a fault is a firing
+    Gpu,
     /// Snapshots and their verification; a thousand files changed at once
     Store,
     /// How long claiming a task takes while 100,000 wait
@@ -133,6 +136,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             Name::Ring => ring::measure(&bench),
             Name::Records => records::measure(&bench),
             Name::Scan => scan::measure(&bench),
+            Name::Gpu => gpu::measure(&bench),
             Name::Store => store::measure(&bench),
             Name::Tasks => tasks::measure(&bench),
             Name::Weights => weights::measure(&bench),
