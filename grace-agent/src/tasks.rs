@@ -330,8 +330,9 @@ impl Queue {
             let id: Option<i64> = match wanted {
                 Some(number) => Some(number),
                 None => tx
+                    // Named, because SQLite would rather sort all that wait: 100 ms instead of 0.1 ms for 100,000.
                     .prepare_cached(
-                        "SELECT id FROM queue q WHERE state IN ('open', 'reopened') AND (?1 = 0 OR attempts < ?1)
+                        "SELECT id FROM queue q INDEXED BY queue_waits WHERE state IN ('open', 'reopened') AND (?1 = 0 OR attempts < ?1)
                            AND NOT EXISTS (SELECT 1 FROM queue_after a JOIN queue o ON o.id = a.on_task
                                            WHERE a.task = q.id AND o.state NOT IN ('verified', 'cancelled'))
                          ORDER BY priority, count DESC, id LIMIT 1",
