@@ -38,6 +38,12 @@ pub(super) fn deliver(config: &Sink, entry: &Entry, around: &Surroundings, patie
             "`user` must be neither root nor the agent's own: it could reach Grace's socket".into(),
         );
     }
+    if around.queue.is_exhausted(task.attempts) {
+        // A command that is wrong each time is not run for ever.
+        return Delivery::Refused(
+            "the task was claimed too often ([tasks] attempts): a person is to look at it".into(),
+        );
+    }
     let name = format!("exec-{}", config.name());
     let lease = patience + GIT_PATIENCE * 3;
     let token = match around.queue.claim(Some(&task.id), &name, Some(lease)) {

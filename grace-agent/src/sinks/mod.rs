@@ -46,6 +46,8 @@ pub struct Surroundings {
 pub struct Sinks {
     around: Arc<Surroundings>,
     running: Mutex<BTreeMap<String, Running>>,
+    /// Threads that end when their try has, by their sink's name: the next one of that name waits for them.
+    leaving: Mutex<Vec<(String, JoinHandle<()>)>>,
     bell: Arc<Bell>,
 }
 
@@ -67,7 +69,12 @@ impl Sinks {
     /// None yet.
     #[must_use]
     pub fn new(around: Surroundings) -> Self {
-        Self { around: Arc::new(around), running: Mutex::default(), bell: Arc::default() }
+        Self {
+            around: Arc::new(around),
+            running: Mutex::default(),
+            leaving: Mutex::default(),
+            bell: Arc::default(),
+        }
     }
 
     /// Tells these from now on. One that is not named any more ends when its try has; what waits for it stays in the outbox.
@@ -81,10 +88,13 @@ impl Sinks {
         });
         self.around.queue.subscribe(subscriptions.collect());
         let mut running = lock(&self.running);
+        let mut leaving = lock(&self.leaving);
+        leaving.retain(|(_, thread)| !thread.is_finished());
         running.retain(|name, old| {
             let stays = sinks.iter().any(|sink| sink.name() == name && *sink == old.config);
             if !stays {
                 *lock(&old.stop) = true;
+                leaving.extend(old.thread.take().map(|thread| (name.clone(), thread)));
             }
             stays
         });
@@ -100,7 +110,17 @@ impl Sinks {
                 stop: Arc::clone(&stop),
                 bell: Arc::clone(&self.bell),
             };
-            let thread = std::thread::Builder::new().name("grace-sink".into()).spawn(move || worker.run());
+            // Two at once would tell the same entry twice.
+            let before: Vec<JoinHandle<()>> =
+                leaving.extract_if(.., |(of, _)| *of == name).map(|(_, t)| t).collect();
+            let thread = std::thread::Builder::new().name("grace-sink".into()).spawn(move || {
+                for thread in before {
+                    if thread.join().is_err() {
+                        tracing::error!("a sink's thread panicked");
+                    }
+                }
+                worker.run();
+            });
             match thread {
                 Ok(thread) => {
                     running.insert(name, Running { config: sink, stop, thread: Some(thread) });
@@ -110,7 +130,7 @@ impl Sinks {
                 }
             }
         }
-        drop(running);
+        drop((running, leaving));
         self.wake();
     }
 

@@ -157,7 +157,7 @@ impl Queue {
     pub(super) fn end_leases(&self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
         let now = i64::try_from(clock::boottime().0).unwrap_or(i64::MAX);
         let over: Vec<(i64, Option<String>)> = tx
-            .prepare_cached("SELECT id, agent FROM queue WHERE state = 'claimed' AND lease_ns <= ?1")?
+            .prepare_cached("SELECT id, agent FROM queue INDEXED BY queue_leases WHERE state = 'claimed' AND lease_ns <= ?1")?
             .query_map([now], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
         end_claims(tx, over)

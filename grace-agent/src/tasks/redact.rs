@@ -189,7 +189,8 @@ fn tail_of_block(done: Redacted) -> Redacted {
         let body = line.trim();
         let encoded =
             !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
-        if !encoded && !(line.trim().is_empty() && begin == end.0) {
+        let last_break = body.is_empty() && begin == end.0;
+        if !encoded && !last_break {
             break;
         }
         begin = begin.saturating_sub(line.len() + 1);
