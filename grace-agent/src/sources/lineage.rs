@@ -1,7 +1,8 @@
 //! The living descendants of declared processes, as the fork, exec and exit probes tell of them. Bounded; names are
 //! chosen by the processes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use grace_common::{ProcExec, ProcFork};
 
@@ -10,10 +11,17 @@ use crate::event::Timestamp;
 /// Living descendants kept for one process. A fork bomb has more; they are counted.
 const ALIVE: usize = 1024;
 
+/// Descendants that ended are remembered for this long, at most so many: what they said last may still be on its way. Not longer:
+/// their numbers are used again.
+const LATELY: Duration = Duration::from_secs(2);
+const ENDED: usize = 256;
+
 /// All declared processes by thread group.
 #[derive(Debug, Default)]
 pub(super) struct Lineage {
     roots: BTreeMap<u32, Family>,
+    /// Descendants that ended, the last one at the end: when, which, and whose.
+    ended: VecDeque<(Timestamp, u32, u32)>,
 }
 
 /// The descendants of one declared process.
@@ -70,10 +78,20 @@ impl Lineage {
     }
 
     /// A descendant has ended.
-    pub(super) fn ended(&mut self, root: u32, pid: u32) {
+    pub(super) fn ended(&mut self, root: u32, pid: u32, at: Timestamp) {
         if let Some(family) = self.roots.get_mut(&root) {
             family.alive.remove(&pid);
+            if self.ended.len() >= ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back((at, pid, root));
         }
+    }
+
+    /// The declared process that `pid` descended from, where it has ended of late.
+    pub(super) fn root_of_ended(&self, pid: u32, now: Timestamp) -> Option<u32> {
+        let of = |(at, ended, _): &&(Timestamp, u32, u32)| *ended == pid && now.since(*at) <= LATELY;
+        self.ended.iter().rev().find(of).map(|(_, _, root)| *root)
     }
 
     /// The declared process that `pid` descends from.
@@ -119,7 +137,13 @@ mod tests {
         let task = Task { tgid: 2, comm: *b"cat\0\0\0\0\0\0\0\0\0\0\0\0\0", ..Task::NONE };
         lineage.execed(&ProcExec { header: header(grace_common::KIND_EXEC), root: 1, ppid: 1, task });
         assert!(lineage.of(1).0.iter().any(|d| (d.pid, d.comm.as_str()) == (2, "cat")));
-        (2..102).for_each(|pid| lineage.ended(1, pid));
+        (2..102).for_each(|pid| lineage.ended(1, pid, Timestamp(1_000)));
+        let soon = Timestamp(1_000).after(LATELY);
+        assert_eq!((lineage.root_of(2), lineage.root_of_ended(2, soon)), (None, Some(1)));
+        assert_eq!(
+            (lineage.root_of_ended(2, soon.after(LATELY)), lineage.root_of_ended(500, soon)),
+            (None, None)
+        );
         assert_eq!(lineage.of(1).0.len(), ALIVE - 100);
         lineage.end(1);
         assert_eq!(lineage.of(1).0, []);

@@ -241,7 +241,7 @@ impl Processes {
                 lock(&self.lineage).found(root, found);
                 // It ended while it was looked at: then nobody tells of its end.
                 if start_ticks(child).is_none() {
-                    lock(&self.lineage).ended(root, child);
+                    lock(&self.lineage).ended(root, child, clock::boottime());
                 }
                 next.push_back((child, depth + 1));
             }
@@ -271,6 +271,12 @@ impl Processes {
     /// A watched process has a child.
     pub fn forked(&self, record: &ProcFork) {
         lock(&self.lineage).forked(record);
+        let mut early = lock(&self.early);
+        if let Some(at) = early.iter().position(|pid| *pid == record.child) {
+            early.remove(at);
+            drop(early);
+            self.is_said_ready(record.root);
+        }
     }
 
     /// A watched process runs another program.
@@ -283,7 +289,7 @@ impl Processes {
         let at = Timestamp(record.header.at_ns);
         let who = actor(self.probes.as_deref(), record.task.tgid, Some(&record.task));
         let exit = self.exit_from(None, Some(record), Timestamp(record.start_ns), at);
-        lock(&self.lineage).ended(record.root, record.task.tgid);
+        lock(&self.lineage).ended(record.root, record.task.tgid, at);
         // A build has thousands that end well: the engine is told of the others.
         if exit.code != Some(0)
             && let Some(name) = self.name_of(record.root)
@@ -368,13 +374,15 @@ impl Processes {
         // Without probes, or before they saw it: from parent to parent.
         let mut next = Some(pid);
         for _ in 0..GENERATIONS {
-            let pid = next.filter(|pid| *pid > 1)?;
+            let Some(pid) = next.filter(|pid| *pid > 1) else { break };
             if let Some(name) = self.name_of(pid) {
                 return Some(name);
             }
             next = parent(pid);
         }
-        None
+        // One that said something and ended is heard of after its end.
+        let root = lock(&self.lineage).root_of_ended(pid, clock::boottime())?;
+        self.name_of(root)
     }
 
     fn name_of(&self, root: u32) -> Option<String> {
@@ -487,11 +495,16 @@ impl Processes {
             lock(&self.running).values_mut().filter(|r| r.name == name).for_each(|r| r.ready = true);
             return;
         }
+        // Told before it is watched, or by a child of whose begin the probes have not told yet.
         let mut early = lock(&self.early);
         if early.len() >= EARLY {
             early.pop_front();
         }
         early.push_back(pid);
+    }
+
+    fn is_said_ready(&self, root: u32) {
+        lock(&self.running).values_mut().filter(|r| r.pid == root).for_each(|r| r.ready = true);
     }
 
     /// Whether the process `name` runs as `pid`, and has said that it is ready.
