@@ -1,15 +1,16 @@
 //! `restore_file` for weights: only the chunks that differ, in place, or the file as a whole.
 //!
 //! In place, because a process that serves has the file mapped: it sees the repaired pages at once, while it would go on with
-//! the displaced file. The order: the damaged chunks go to the quarantine; of each only the pages that differ are written;
-//! each chunk is read again and compared; then attributes and times; then a sync. A crash in between leaves fewer
-//! damaged pages than before, and the next start goes on.
+//! the displaced file. The order, chunk by chunk: the pages that differ go to the quarantine, then they are written; then each
+//! chunk is read again and compared; then attributes and times; then the quarantine is synced, and the file after it. A crash
+//! in between leaves fewer damaged pages than before, and the next start goes on. (Only a power loss can lose what was
+//! displaced, within these milliseconds: whoever serves from the file does not wait for the disk.)
 //!
 //! The good bytes come from the first of these that has them, chunk by chunk: the store's copy, the replica, the folder of a
 //! hub. Whatever they yield counts only if its digest does.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -202,40 +203,50 @@ impl<'a> Target<'a> {
         go: &dyn Fn(),
     ) -> Result<Restored, RestoreError> {
         let watch = Stopwatch::start();
+        let progress = Progress::default();
         let every: Vec<u64>;
-        let bad = if bad.is_empty() {
-            every = (0_u64..).take(manifest.chunks.len()).collect();
+        let suspects = if bad.is_empty() {
+            let all: Vec<u64> = (0_u64..).take(manifest.chunks.len()).collect();
+            every = check(&self.file, manifest, &all, &progress).map_err(self.failed("read"))?;
             every.as_slice()
         } else {
             bad
         };
-        let progress = Progress::default();
-        // As it is now, whatever was seen.
-        let bad = check(&self.file, manifest, bad, &progress).map_err(self.failed("read"))?;
         let reader = Reader::default();
-        let (mut pages, mut from) = (0, Vec::new());
-        let mut kept = None;
+        let (mut pages, mut from, mut bad) = (0, Vec::new(), Vec::new());
+        let (mut kept, mut unsynced) = (None, Vec::new());
         let mut notes = Vec::new();
         let mut first = true;
-        for (n, index) in bad.iter().enumerate() {
+        for index in suspects {
             let (start, end) = manifest.range(*index);
             let length = usize::try_from(end - start).unwrap_or(0);
             let good = self.good_chunk(manifest, *index, length, origins, &reader, &mut from)?;
+            // As it is now, whatever was seen.
             let mut now = vec![0; length];
             let read = reader.read(&self.file, start, &mut now).map_err(self.failed("read"))?;
             now.truncate(read);
-            if n < KEPT {
-                match self.keep(quarantine, tag, *index, &now) {
-                    Ok(path) => {
+            let differing = differing(&now, &good);
+            if differing.is_empty() {
+                continue;
+            }
+            if bad.len() < KEPT {
+                match self.keep(quarantine, tag, *index, &now, &differing) {
+                    Ok((path, file)) => {
                         kept.get_or_insert(path);
+                        unsynced.push(file);
                     }
                     Err(err) => notes.push(format!("a damaged chunk could not be kept: {err}")),
                 }
             }
+            bad.push(*index);
             if std::mem::take(&mut first) {
                 go();
             }
-            pages += self.write(start, &now, &good)?;
+            for at in &differing {
+                let page = good.get(*at..good.len().min(at + PAGE)).unwrap_or_default();
+                self.file.write_all_at(page, start + *at as u64).map_err(self.failed("write"))?;
+            }
+            pages += differing.len();
         }
         if first {
             go();
@@ -253,6 +264,11 @@ impl<'a> Target<'a> {
             file_meta::put(&self.file, &known.meta, known.mtime_ns)
                 .map_err(|source| RestoreError::Attributes { path: self.path.to_owned(), source })?,
         );
+        for file in &unsynced {
+            if let Err(errno) = fsync(file) {
+                notes.push(format!("a damaged chunk may not be kept: {}", file_meta::words(errno)));
+            }
+        }
         fdatasync(&self.file)
             .map_err(|source| RestoreError::NotDurable { path: self.path.to_owned(), source })?;
         if bad.len() > KEPT {
@@ -305,28 +321,31 @@ impl<'a> Target<'a> {
         Err(RestoreError::NoGoodChunk { path: self.path.to_owned(), index, looked: origins.len() })
     }
 
-    /// Keeps a damaged chunk.
-    fn keep(&self, quarantine: &Path, tag: &str, index: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
+    /// Keeps the `differing` pages of the damaged chunk `now`, each at its place in it: the rest is a hole. Not synced yet.
+    fn keep(
+        &self,
+        quarantine: &Path,
+        tag: &str,
+        index: u64,
+        now: &[u8],
+        differing: &[usize],
+    ) -> std::io::Result<(PathBuf, File)> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let path = quarantine.join(format!("{}-{}.chunk-{index}", plain(tag), plain(&name)));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        file.write_all(bytes)?;
-        fsync(&file)?;
-        Ok(path)
-    }
-
-    /// Writes the pages of `good` that differ from `now`, at `start` of the file; says how many.
-    fn write(&self, start: u64, now: &[u8], good: &[u8]) -> Result<usize, RestoreError> {
-        let mut pages = 0;
-        for (at, page) in (0..).step_by(PAGE).zip(good.chunks(PAGE)) {
-            if now.get(at..at + page.len()) == Some(page) {
-                continue;
-            }
-            self.file.write_all_at(page, start + at as u64).map_err(self.failed("write"))?;
-            pages += 1;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        file.set_len(now.len() as u64)?;
+        for at in differing {
+            let page = now.get(*at..now.len().min(at + PAGE)).unwrap_or_default();
+            file.write_all_at(page, *at as u64)?;
         }
-        Ok(pages)
+        Ok((path, file))
     }
+}
+
+/// Where the pages begin in which `now` is not `good`.
+fn differing(now: &[u8], good: &[u8]) -> Vec<usize> {
+    let pages = (0..).step_by(PAGE).zip(good.chunks(PAGE));
+    pages.filter(|(at, page)| now.get(*at..at + page.len()) != Some(*page)).map(|(at, _)| at).collect()
 }
 
 /// The device and inode of `path`, as user space knows them.

@@ -46,6 +46,10 @@ const REST: u32 = 4;
 /// Weights rest no longer than this: their looks are slices.
 const WEIGHTS_REST: Duration = Duration::from_millis(100);
 
+/// Weights may be looked at so often without rest, once in this time.
+const BURST: u32 = 3;
+const BURST_EVERY: Duration = Duration::from_secs(1);
+
 /// A writer seen longer ago than this is not taken for the author of a change noticed now.
 const STALE: Duration = Duration::from_secs(3);
 
@@ -336,6 +340,8 @@ struct Watched {
     due: BTreeSet<(Timestamp, u8)>,
     /// When something was last noticed of it.
     noticed_at: Timestamp,
+    /// When weights began to be looked at without rest, and how often since: see [`BURST`].
+    burst: (Timestamp, u32),
     /// Not before then: see [`REST`].
     rest_until: Timestamp,
     /// Since when the report waits for the writer's name.
@@ -598,6 +604,7 @@ impl Watcher {
                     writer: None,
                     due,
                     noticed_at: Timestamp::default(),
+                    burst: (now, 0),
                     rest_until: now,
                     waits_since: None,
                     right_at: Timestamp::default(),
@@ -864,7 +871,12 @@ impl Watcher {
             watched.due.insert((clock::boottime().after(WHILE_MAPPED), via_rank(Via::Mapped)));
         }
         let rest = if self.eye.is_some() {
-            (watch.elapsed() * REST).min(WEIGHTS_REST)
+            // The first hint of a change comes before the change: the look that sees it must not wait for that one's rest.
+            if now.since(watched.burst.0) > BURST_EVERY {
+                watched.burst = (now, 0);
+            }
+            watched.burst.1 += 1;
+            if watched.burst.1 <= BURST { Duration::ZERO } else { (watch.elapsed() * REST).min(WEIGHTS_REST) }
         } else {
             watch.elapsed() * REST
         };

@@ -54,23 +54,14 @@ fn cached(file: &File, offset: u64, length: u64) -> Option<Cached> {
 #[must_use]
 pub fn dirty(file: &File, size: u64) -> Option<BTreeSet<u64>> {
     let mut out = BTreeSet::new();
-    // A length of 0 would mean: to the end.
-    halve(file, 0, size.div_ceil(CHUNK).max(1), &mut out).map(|()| out)
-}
-
-/// Halves what holds dirty pages until it is single chunks.
-fn halve(file: &File, from: u64, to: u64, out: &mut BTreeSet<u64>) -> Option<()> {
-    let seen = cached(file, from.saturating_mul(CHUNK), (to - from).saturating_mul(CHUNK))?;
-    if seen.dirty == 0 && seen.writeback == 0 {
-        return Some(());
+    // A question walks over every page that is cached of what it asks about, whatever the answer is: each is asked about once.
+    for index in 0..size.div_ceil(CHUNK) {
+        let seen = cached(file, index.saturating_mul(CHUNK), CHUNK)?;
+        if seen.dirty != 0 || seen.writeback != 0 {
+            out.insert(index);
+        }
     }
-    if to - from == 1 {
-        out.insert(from);
-        return Some(());
-    }
-    let middle = from.midpoint(to);
-    halve(file, from, middle, out)?;
-    halve(file, middle, to, out)
+    Some(out)
 }
 
 /// Whether the kernel and the file system know RWF_DONTCACHE; asked once for each reader.
