@@ -80,6 +80,8 @@ pub struct Recorder {
     max_bytes: u64,
     file: Option<BufWriter<File>>,
     written: u64,
+    /// At how many bytes the next segment begins.
+    full_at: u64,
     segments: VecDeque<PathBuf>,
     next: u64,
     /// The latest event of each kind that a segment must begin with, by what it is about.
@@ -110,6 +112,7 @@ impl Recorder {
             max_bytes: u64::from(config.record.max_mib) << 20,
             file: None,
             written: 0,
+            full_at: 0,
             segments: segments.into(),
             next,
             preamble: BTreeMap::new(),
@@ -156,7 +159,7 @@ impl Recorder {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
-        if self.file.is_none() || self.written > SEGMENT {
+        if self.file.is_none() || self.written > self.full_at {
             self.begin()?;
         }
         let Some(file) = &mut self.file else { return Ok(()) };
@@ -186,8 +189,14 @@ impl Recorder {
             self.written += line.len() as u64 + 1;
         }
         self.file = Some(file);
-        while self.segments.len() as u64 * SEGMENT > self.max_bytes.max(2 * SEGMENT) {
+        // Of a host with very many files the beginning alone is longer than that: it must not be written for every event.
+        self.full_at = SEGMENT.max(2 * self.written);
+        let size = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
+        let mut total: u64 = self.segments.iter().map(size).sum();
+        // The one before stays: what has just happened is not forgotten.
+        while total > self.max_bytes && self.segments.len() > 2 {
             if let Some(oldest) = self.segments.pop_front() {
+                total = total.saturating_sub(size(&oldest));
                 fs::remove_file(oldest)?;
             }
         }
@@ -274,4 +283,32 @@ impl Recorder {
 /// Number of a segment, if `path` is one.
 fn number(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_suffix(".jsonl")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beginning_longer_than_a_segment_is_not_written_for_every_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::new(dir.path(), &Config::default()).unwrap();
+        let forgotten = |n: u64| Event {
+            at: Timestamp(n),
+            kind: Kind::FileUnowned {
+                path: PathBuf::from(format!("/{}/{n}", "x".repeat(1000))),
+                pattern: "/x".into(),
+                what: Some("regular file".into()),
+                writer: None,
+                writers: Vec::new(),
+                via: crate::event::Via::Sweep,
+            },
+        };
+        (0..10_000).for_each(|n| recorder.record(&forgotten(n)));
+        recorder.flush();
+        let sizes: u64 =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        // Some 12 MB of events; each segment begins with what is known by then, and holds as much again.
+        assert!(recorder.next <= 5, "{} segments of {sizes} bytes", recorder.next - 1);
+    }
 }

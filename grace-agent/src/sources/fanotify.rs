@@ -69,8 +69,8 @@ pub enum Change {
 pub struct Fanotify {
     fd: OwnedFd,
     // One object can have several paths: hard links, bind mounts.
-    folders: HashMap<Handle, Vec<PathBuf>>,
-    files: HashMap<Handle, Vec<PathBuf>>,
+    folders: Table,
+    files: Table,
     buffer: Vec<u8>,
 }
 
@@ -96,7 +96,7 @@ impl Fanotify {
         }
         // SAFETY: a new descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, folders: HashMap::new(), files: HashMap::new(), buffer: vec![0; 64 << 10] })
+        Ok(Self { fd, folders: Table::default(), files: Table::default(), buffer: vec![0; 64 << 10] })
     }
 
     /// Watches a folder: whether it stays where it is and, with `entries`, what is in it.
@@ -104,7 +104,7 @@ impl Fanotify {
         let handle = handle_of(path)?;
         let mask = if entries { FOLDER | ENTRIES } else { FOLDER };
         self.mark(path, libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR, mask)?;
-        put(&mut self.folders, handle, path);
+        self.folders.put(handle, path);
         Ok(())
     }
 
@@ -118,32 +118,32 @@ impl Fanotify {
         let handle = handle_of(path)?;
         self.mark(path, libc::FAN_MARK_ADD, FILE)?;
         // The one that lay there before is displaced: its later writes are nobody's concern.
-        put(&mut self.files, handle, path);
+        self.files.put(handle, path);
         Ok(())
     }
 
     /// Forgets the file at `path`. Its mark goes with the inode or with the group; its events are ignored.
     pub fn forget_file(&mut self, path: &Path) {
-        let sole = self.files.values().any(|paths| paths.as_slice() == [path]);
+        let sole = self.files.is_sole(path);
         if sole {
             // The mark may be gone with its inode already; then there is nothing to take off.
             drop(self.mark(path, libc::FAN_MARK_REMOVE, FILE));
         }
-        forget(&mut self.files, path);
+        self.files.forget(path);
     }
 
     /// Forgets a folder.
     pub fn forget_folder(&mut self, path: &Path) {
-        let sole = self.folders.values().any(|paths| paths.as_slice() == [path]);
+        let sole = self.folders.is_sole(path);
         if sole {
             drop(self.mark(path, libc::FAN_MARK_REMOVE | libc::FAN_MARK_ONLYDIR, FOLDER | ENTRIES));
         }
-        forget(&mut self.folders, path);
+        self.folders.forget(path);
     }
 
     /// Forgets which folder lay at `path`, for another lies there now. The old one's mark goes with its inode.
     pub fn displaced(&mut self, path: &Path) {
-        forget(&mut self.folders, path);
+        self.folders.forget(path);
     }
 
     fn mark(&self, path: &Path, flags: u32, mask: u64) -> io::Result<()> {
@@ -190,7 +190,7 @@ impl Fanotify {
             let (info, rest) = infos.split_at(length);
             infos = rest;
             let Some((handle, name)) = handle_in(info) else { continue };
-            let folders = || self.folders.get(&handle).into_iter().flatten();
+            let folders = || self.folders.paths(&handle);
             // A folder tells of itself under the name `.`.
             let name = name.filter(|name| name != ".");
             if let Some(name) = name.filter(|_| mask & ENTRIES != 0) {
@@ -200,7 +200,7 @@ impl Fanotify {
                     out.extend(folders().map(|folder| Change::Folder { path: folder.clone(), pid }));
                 }
             } else if mask & FILE != 0 && info[0] == libc::FAN_EVENT_INFO_TYPE_FID {
-                let files = self.files.get(&handle).into_iter().flatten();
+                let files = self.files.paths(&handle);
                 out.extend(files.map(|path| Change::File { path: path.clone(), pid }));
             }
         }
@@ -208,16 +208,39 @@ impl Fanotify {
     }
 }
 
-fn put(table: &mut HashMap<Handle, Vec<PathBuf>>, handle: Handle, path: &Path) {
-    forget(table, path);
-    table.entry(handle).or_default().push(path.to_owned());
+/// What lies where, both ways: of a hundred thousand files none may cost a walk over all.
+#[derive(Default)]
+struct Table {
+    paths: HashMap<Handle, Vec<PathBuf>>,
+    handles: HashMap<PathBuf, Handle>,
 }
 
-fn forget(table: &mut HashMap<Handle, Vec<PathBuf>>, path: &Path) {
-    table.retain(|_, paths| {
-        paths.retain(|p| p != path);
-        !paths.is_empty()
-    });
+impl Table {
+    /// `handle` lies at `path` now, and nothing else does.
+    fn put(&mut self, handle: Handle, path: &Path) {
+        self.forget(path);
+        self.paths.entry(handle.clone()).or_default().push(path.to_owned());
+        self.handles.insert(path.to_owned(), handle);
+    }
+
+    fn forget(&mut self, path: &Path) {
+        let Some(handle) = self.handles.remove(path) else { return };
+        if let Some(paths) = self.paths.get_mut(&handle) {
+            paths.retain(|p| p != path);
+            if paths.is_empty() {
+                self.paths.remove(&handle);
+            }
+        }
+    }
+
+    /// Whether what lies at `path` is known by no other path.
+    fn is_sole(&self, path: &Path) -> bool {
+        self.handles.get(path).and_then(|handle| self.paths.get(handle)).is_some_and(|paths| paths.len() == 1)
+    }
+
+    fn paths(&self, handle: &Handle) -> impl Iterator<Item = &PathBuf> {
+        self.paths.get(handle).into_iter().flatten()
+    }
 }
 
 /// File system id, handle and name in an information record.
