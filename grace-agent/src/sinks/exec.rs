@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +19,20 @@ use crate::tasks::{Change, Delivery, Entry, MAX_TEXT, QueueError, file_name, ren
 
 /// How long git may take for a clone or a difference.
 const GIT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// The first `limit` bytes of a regular file of `uid`, in a folder where that user may put anything: a link, also a hard one to
+/// a file that only root reads, is not followed for them.
+fn read_own(path: &Path, uid: u32, limit: u64) -> io::Result<Vec<u8>> {
+    let file =
+        fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.uid() != uid {
+        return Err(io::Error::other("it is no regular file of the command's user"));
+    }
+    let mut out = Vec::new();
+    file.take(limit).read_to_end(&mut out)?;
+    Ok(out)
+}
 
 /// Has the command work on the task.
 pub(super) fn deliver(config: &Sink, entry: &Entry, around: &Surroundings, patience: Duration) -> Delivery {
@@ -129,13 +143,8 @@ impl Job<'_> {
             &["diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-color", &output, head],
             &tree,
         )?;
-        let mut text = Vec::new();
-        fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&patch)
-            .and_then(|file| file.take(MAX_TEXT as u64 + 1).read_to_end(&mut text))
-            .map_err(|err| fail("read its patch", err))?;
+        let text =
+            read_own(&patch, self.ids.0, MAX_TEXT as u64 + 1).map_err(|err| fail("read its patch", err))?;
         if text.is_empty() {
             return Err("its command changed nothing".to_owned());
         }
@@ -192,5 +201,23 @@ impl Job<'_> {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())?;
         std::os::unix::fs::lchown(path, Some(self.ids.0), Some(self.ids.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_file_of_the_users_own_is_read_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, link) = (dir.path().join("patch"), dir.path().join("link"));
+        fs::write(&own, "0123456789").unwrap();
+        let uid = fs::metadata(&own).unwrap().uid();
+        assert_eq!(read_own(&own, uid, 4).unwrap(), b"0123");
+        assert!(read_own(&own, uid + 1, 4).is_err(), "another's, as behind a hard link");
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert!(read_own(&link, uid, 4).is_err());
+        assert!(read_own(dir.path(), uid, 4).is_err());
     }
 }
